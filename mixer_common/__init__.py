@@ -1,0 +1,1 @@
+"""What the two frameworks must agree on, written once, in NumPy."""

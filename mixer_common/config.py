@@ -1,0 +1,114 @@
+"""MixerConfig: one MLP-Mixer architecture, and the named ones.
+
+Sizes of the paper's models: Tolstikhin et al. 2021, arXiv 2105.01601, table 1. The authors' code
+(tanh GELU, LayerNorm epsilon 1e-6, lecun-normal weights with a zero head) is the source of their details.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mixer_common.errors import UserError
+from mixer_common.fields import check_fields
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """Everything that decides the function from pixels and weights to logits.
+
+    Raises UserError where a size is not positive, does not divide, or a choice is unknown.
+    """
+
+    image_size: int = 32  # pixels, height and width
+    patch_size: int = 4  # pixels; divides image_size
+    num_classes: int = 10
+    hidden_dim: int = 64  # C, the channels of every token
+    num_blocks: int = 2
+    tokens_mlp_dim: int = 32  # hidden width of the block's first MLP
+    channels_mlp_dim: int = 256  # hidden width of the block's second MLP
+    block: Literal["mixer", "tutorial"] = "mixer"
+    gelu: Literal["exact", "tanh"] = "exact"
+    layer_norm_epsilon: float = 1e-5
+    init: Literal["pytorch", "flax"] = "pytorch"
+    stochastic_depth: float = 0.0  # drop rate of the last block; grows linearly from 0 in the first
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("image_size", "patch_size", "num_classes", "hidden_dim", "num_blocks",
+                     "tokens_mlp_dim", "channels_mlp_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.image_size % self.patch_size:
+            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
+                            "choose sizes where the patch divides the image.")
+        if not 0 < self.layer_norm_epsilon < 1:
+            raise UserError(f"layer_norm_epsilon is {self.layer_norm_epsilon}, "
+                            "but must lie between 0 and 1.")
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f"stochastic_depth is {self.stochastic_depth}, "
+                            "but a drop rate must be at least 0 and below 1.")
+
+    @property
+    def num_patches(self) -> int:
+        """S, the number of tokens."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in weight_shapes(self).values())
+
+
+_TUTORIAL = MixerConfig(block="tutorial")
+
+
+def _paper(patch_size: int, num_blocks: int, hidden_dim: int) -> MixerConfig:
+    return MixerConfig(image_size=224, patch_size=patch_size, num_classes=1000, num_blocks=num_blocks,
+                       hidden_dim=hidden_dim, tokens_mlp_dim=hidden_dim // 2, channels_mlp_dim=4 * hidden_dim,
+                       gelu="tanh", layer_norm_epsilon=1e-6, init="flax")
+
+
+MODELS: dict[str, MixerConfig] = {
+    "tutorial": _TUTORIAL,
+    "tiny": replace(_TUTORIAL, block="mixer"),
+    "nano": MixerConfig(hidden_dim=128, num_blocks=8, tokens_mlp_dim=96, channels_mlp_dim=256,
+                        gelu="tanh", layer_norm_epsilon=1e-6, init="flax"),
+    "s32": _paper(32, 8, 512),
+    "s16": _paper(16, 8, 512),
+    "b32": _paper(32, 12, 768),
+    "b16": _paper(16, 12, 768),
+    "l32": _paper(32, 24, 1024),
+    "l16": _paper(16, 24, 1024),
+    "h14": _paper(14, 32, 1280),
+}
+
+
+def weight_shapes(config: MixerConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the canonical weights, in network order: the `state_dict` of the PyTorch model.
+
+    `stem.weight` is (out, in, height, width), a linear `weight` (out, in), everything else one axis.
+    """
+    C, S = config.hidden_dim, config.num_patches
+    # The tutorial normalises over the patches, and its first MLP acts on the channels.
+    token_norm, mixed = (S, C) if config.block == "tutorial" else (C, S)
+    shapes: dict[str, tuple[int, ...]] = {
+        "stem.weight": (C, 3, config.patch_size, config.patch_size), "stem.bias": (C,)}
+    for i in range(config.num_blocks):
+        for norm, size, mlp, width, hidden in (
+                ("token_norm", token_norm, "token_mixing", mixed, config.tokens_mlp_dim),
+                ("channel_norm", C, "channel_mixing", C, config.channels_mlp_dim)):
+            shapes |= {
+                f"blocks.{i}.{norm}.weight": (size,), f"blocks.{i}.{norm}.bias": (size,),
+                f"blocks.{i}.{mlp}.fc1.weight": (hidden, width), f"blocks.{i}.{mlp}.fc1.bias": (hidden,),
+                f"blocks.{i}.{mlp}.fc2.weight": (width, hidden), f"blocks.{i}.{mlp}.fc2.bias": (width,)}
+    return shapes | {"norm.weight": (C,), "norm.bias": (C,),
+                     "head.weight": (config.num_classes, C), "head.bias": (config.num_classes,)}
+
+
+def activation_names(config: MixerConfig) -> list[str]:
+    """Names of the activations that both models record, in network order."""
+    names = ["stem"]
+    for i in range(config.num_blocks):
+        for norm, mlp in (("token_norm", "token_mixing"), ("channel_norm", "channel_mixing")):
+            names += [f"blocks.{i}.{norm}", f"blocks.{i}.{mlp}.fc1", f"blocks.{i}.{mlp}.gelu",
+                      f"blocks.{i}.{mlp}.fc2", f"blocks.{i}.{mlp}"]
+    return [*names, "norm", "pool", "head"]

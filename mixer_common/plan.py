@@ -1,0 +1,36 @@
+"""What an epoch consists of: everything its steps take from outside, drawn ahead."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixer_common.config import MixerConfig
+from mixer_common.recipe import TrainConfig, bias_corrections, learning_rates
+from mixer_common.sampling import batch_indices, drop_path_scales
+
+PIXEL_SCALE = 1 / 255  # (2 · uint8 − 255) is exact, so one rounding makes the pixel in either framework
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One row per step of the epoch. `first_step` counts the run's steps before this epoch."""
+
+    first_step: int
+    indices: np.ndarray  # int32 (steps, batch_size)
+    learning_rates: np.ndarray  # float64 (steps,)
+    bias_corrections: np.ndarray  # float64 (steps, 2), Adam's
+    drop_path: np.ndarray | None  # float32 (steps, num_blocks, 2, batch_size)
+
+    @property
+    def steps(self) -> int:
+        return len(self.indices)
+
+
+def epoch_plan(config: MixerConfig, recipe: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
+    """The plan of epoch `epoch`, counted from 0."""
+    indices = batch_indices(num_images, recipe.batch_size, recipe.seed, epoch)
+    steps = len(indices)
+    first, last = epoch * steps, (epoch + 1) * steps
+    return EpochPlan(
+        first, indices, learning_rates(recipe, steps, first, last), bias_corrections(recipe, first, last),
+        drop_path_scales(config, steps, recipe.batch_size, recipe.seed, epoch))

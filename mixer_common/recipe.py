@@ -1,0 +1,99 @@
+"""TrainConfig: how a run trains, the named recipes, and the numbers each step takes from them."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mixer_common.errors import UserError
+from mixer_common.fields import check_fields
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimizer, schedule, regularisation, length and seed of a run. Raises UserError on a bad value.
+
+    One step, with g the gradient of the batch's mean loss, t counting from 1 and lr(t) the schedule:
+
+    1. clip_norm > 0: g ← g · min(1, clip_norm / ‖g‖), ‖g‖ over all parameters.
+    2. adam, sgd: g ← g + weight_decay · w; adamw: w ← w − lr · weight_decay · w. Only arrays of two or
+       more axes decay; biases and norms never do.
+    3. adam, adamw: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g²,
+       w ← w − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε) (Kingma & Ba 2015, arXiv 1412.6980; AdamW:
+       Loshchilov & Hutter 2019, arXiv 1711.05101). sgd: b ← momentum · b + g, w ← w − lr · b.
+
+    precision float64 and float32 hold and compute everything so; bfloat16 holds weights and moments in
+    float32 and computes the model in bfloat16, the statistics of its norms and the loss in float32.
+    """
+
+    batch_size: int = 4
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0  # 0: no clipping
+    label_smoothing: float = 0.0
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    epochs: int = 10
+    steps: int = 0  # 0: as many as the epochs have; else the run ends after so many
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self)
+        for name, low, high in (
+                ("batch_size", 1, None), ("epochs", 1, None), ("steps", 0, None), ("seed", 0, 2**63),
+                ("learning_rate", 0, None), ("warmup_epochs", 0, None), ("weight_decay", 0, None),
+                ("clip_norm", 0, None), ("label_smoothing", 0, 1), ("momentum", 0, 1), ("beta1", 0, 1),
+                ("beta2", 0, 1), ("adam_epsilon", 0, None)):
+            value = getattr(self, name)
+            if value < low or (high is not None and value >= high):
+                upper = "" if high is None else f" and below {high}"
+                raise UserError(f"{name} is {value}, but must be at least {low}{upper}.")
+
+
+RECIPES: dict[str, TrainConfig] = {
+    "tutorial": TrainConfig(),
+    "adamw": TrainConfig(batch_size=128, optimizer="adamw", schedule="cosine", warmup_epochs=1.0,
+                         weight_decay=0.05, clip_norm=1.0, label_smoothing=0.1, epochs=20),
+}
+
+
+# What each optimizer remembers of every parameter.
+MOMENTS = {"adam": ("first_moment", "second_moment"), "adamw": ("first_moment", "second_moment"),
+           "sgd": ("momentum",)}
+
+
+def total_steps(recipe: TrainConfig, steps_per_epoch: int) -> int:
+    return recipe.steps or recipe.epochs * steps_per_epoch
+
+
+def learning_rates(recipe: TrainConfig, steps_per_epoch: int, first: int, last: int) -> np.ndarray:
+    """The learning rates of steps `first` to `last` - 1, counted from 0 over the whole run: float64.
+
+    A linear warm-up that reaches the full rate at its last step, then constant, or half a cosine that
+    would reach 0 one step after the run's last (Loshchilov & Hutter 2017, arXiv 1608.03983).
+    """
+    step = np.arange(first, last, dtype=np.float64)
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    rates = np.full(step.shape, recipe.learning_rate)
+    if recipe.schedule == "cosine":
+        length = max(total_steps(recipe, steps_per_epoch) - warmup, 1)
+        rates *= 0.5 * (1 + np.cos(math.pi * np.clip((step - warmup) / length, 0, 1)))
+    if warmup:
+        rates = np.where(step < warmup, recipe.learning_rate * (step + 1) / warmup, rates)
+    return rates
+
+
+def bias_corrections(recipe: TrainConfig, first: int, last: int) -> np.ndarray:
+    """Adam's 1 − β₁ᵗ and √(1 − β₂ᵗ) of steps `first` to `last` - 1 (t = step + 1): float64 (steps, 2).
+
+    In float32 the difference 1 − 0.999 alone would be wrong by 6e-5.
+    """
+    t = np.arange(first + 1, last + 1, dtype=np.float64)
+    return np.stack([1 - recipe.beta1**t, np.sqrt(1 - recipe.beta2**t)], axis=1)

@@ -1,0 +1,196 @@
+"""MLP-Mixer in Flax NNX (Tolstikhin et al. 2021, arXiv 2105.01601), and the tutorial's variant of it.
+
+Twin of mixer_torch/model.py. Shapes: B images, S patches, C channels.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mixer_common.config import MixerConfig, activation_names, weight_shapes
+from mixer_common.weights import check_weights, from_flax, to_flax
+
+Record = Callable[[str, Array], None]
+
+
+class Stem(nnx.Module):
+    """Patch embedding: a convolution whose kernel is its stride, (B, H, W, 3) -> (B, S, C)."""
+
+    def __init__(self, config: MixerConfig):
+        self.kernel = nnx.Param(jnp.zeros((config.patch_size, config.patch_size, 3, config.hidden_dim)))
+        self.bias = nnx.Param(jnp.zeros(config.hidden_dim))
+
+    def __call__(self, pixels: Array) -> Array:
+        # Patches do not overlap, so the convolution is one matmul over the flattened patches.
+        B, H, W, _ = pixels.shape
+        P, C = self.kernel.shape[0], self.kernel.shape[-1]
+        patches = pixels.reshape(B, H // P, P, W // P, P, 3).transpose(0, 1, 3, 2, 4, 5)
+        rows = patches.reshape(-1, P * P * 3) @ self.kernel[...].reshape(-1, C) + self.bias[...]
+        return rows.reshape(B, -1, C)
+
+
+class Linear(nnx.Module):
+    """x · kernel + bias over the last axis; kernel is (in, out)."""
+
+    def __init__(self, size: int, out: int):
+        self.kernel = nnx.Param(jnp.zeros((size, out)))
+        self.bias = nnx.Param(jnp.zeros(out))
+
+    def __call__(self, x: Array) -> Array:
+        # As rows, because XLA on the CPU is four times slower at the weights' gradient over two axes.
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows @ self.kernel[...] + self.bias[...]).reshape(*x.shape[:-1], -1)
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU, Linear over the last axis, or over the axis before it (`over_tokens`)."""
+
+    def __init__(self, size: int, hidden: int, gelu: str, over_tokens: bool):
+        self.fc1 = Linear(size, hidden)
+        self.fc2 = Linear(hidden, size)
+        self.gelu, self.over_tokens = gelu, over_tokens
+
+    def __call__(self, x: Array, record: Record) -> Array:
+        hidden = self.linear(self.fc1, x)
+        record("fc1", hidden)
+        hidden = gelu(hidden, self.gelu)
+        record("gelu", hidden)
+        y = self.linear(self.fc2, hidden)
+        record("fc2", y)
+        return y
+
+    def linear(self, fc: Linear, x: Array) -> Array:
+        if self.over_tokens:  # (B, S, C) -> (B, S', C)
+            return jnp.einsum("bsc,st->btc", x, fc.kernel[...]) + fc.bias[:, None]
+        return fc(x)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the channels, or over the patches (`over_tokens`, the tutorial's).
+
+    The variance is the mean of the squared deviations, which needs no cancellation; statistics in float32
+    at least.
+    """
+
+    def __init__(self, size: int, epsilon: float, over_tokens: bool = False):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.bias = nnx.Param(jnp.zeros(size))
+        self.epsilon, self.over_tokens = epsilon, over_tokens
+
+    def __call__(self, x: Array) -> Array:
+        axis, column = (1, (slice(None), None)) if self.over_tokens else (-1, ...)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(axis, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis, keepdims=True) + self.epsilon)
+        return (centred * inverse * self.scale[column] + self.bias[column]).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """x + token_mixing(norm(x)), then x + channel_mixing(norm(x)); (B, S, C) -> (B, S, C)."""
+
+    def __init__(self, config: MixerConfig):
+        C, S, epsilon = config.hidden_dim, config.num_patches, config.layer_norm_epsilon
+        tutorial = config.block == "tutorial"
+        self.token_norm = LayerNorm(S if tutorial else C, epsilon, over_tokens=tutorial)
+        self.token_mixing = Mlp(C if tutorial else S, config.tokens_mlp_dim, config.gelu,
+                                over_tokens=not tutorial)
+        self.channel_norm = LayerNorm(C, epsilon)
+        self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
+
+    def __call__(self, x: Array, drop_path: Array | None, record: Record) -> Array:
+        for i, (norm, mlp) in enumerate((("token_norm", "token_mixing"), ("channel_norm", "channel_mixing"))):
+            y = getattr(self, norm)(x)
+            record(norm, y)
+            y = getattr(self, mlp)(y, _within(record, mlp))
+            x = x + (y if drop_path is None else y * drop_path[i, :, None, None])
+            record(mlp, x)
+        return x
+
+
+class Mixer(nnx.Module):
+    """The whole model. Its weights start as zeros; `create` loads the common start instead."""
+
+    def __init__(self, config: MixerConfig):
+        self.config = config
+        self.stem = Stem(config)
+        self.blocks = nnx.List([Block(config) for _ in range(config.num_blocks)])
+        self.norm = LayerNorm(config.hidden_dim, config.layer_norm_epsilon)
+        self.head = Linear(config.hidden_dim, config.num_classes)
+
+    def __call__(self, pixels: Array, drop_path: Array | None = None,
+                 record: Record = lambda name, value: None) -> Array:
+        """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
+
+        drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
+        mixer_common.sampling.drop_path_scales); None keeps all, as in evaluation.
+        record: called with the name and value of every activation in network order
+        (mixer_common.config.activation_names).
+        """
+        x = self.stem(pixels)
+        record("stem", x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if drop_path is None else drop_path[i], _within(record, f"blocks.{i}"))
+        x = self.norm(x)
+        record("norm", x)
+        x = x.mean(axis=1)
+        record("pool", x)
+        logits = self.head(x)
+        record("head", logits)
+        return logits
+
+
+def create(config: MixerConfig, weights: Mapping[str, np.ndarray], device: jax.Device | None = None,
+           dtype: np.dtype | None = None) -> Mixer:
+    """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
+    check_weights(weights, weight_shapes(config), "the set of weights")
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Mixer(config)))
+    return nnx.merge(graphdef, from_canonical(state, weights, device, dtype))
+
+
+def from_canonical(like: nnx.State, arrays: Mapping[str, np.ndarray], device: jax.Device | None = None,
+                   dtype: np.dtype | None = None) -> nnx.State:
+    """Canonical arrays of weights or moments as a state with the structure of `like`."""
+    flax = to_flax(arrays)
+    return nnx.from_flat_state([
+        (path, variable.replace(jax.device_put(np.array(flax[_dotted(path)], dtype, order="C"), device)))
+        for path, variable in nnx.to_flat_state(like)])
+
+
+def to_canonical(config: MixerConfig, state: nnx.State) -> dict[str, np.ndarray]:
+    """Canonical arrays of weights, gradients or moments held in the model's state; copies."""
+    return from_flax({_dotted(path): np.array(variable[...]) for path, variable in nnx.to_flat_state(state)},
+                     weight_shapes(config))
+
+
+def activations(model: Mixer, pixels: Array) -> dict[str, np.ndarray]:
+    """Every activation of a forward pass, in network order; the last, "head", is the logits."""
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def forward(params: nnx.State, pixels: Array) -> dict[str, Array]:
+        recorded: dict[str, Array] = {}
+        nnx.merge(graphdef, params)(pixels, record=recorded.__setitem__)
+        return recorded
+
+    recorded = forward(params, pixels)  # a dict comes back from jit sorted by its keys
+    return {name: np.asarray(recorded[name]) for name in activation_names(model.config)}
+
+
+def gelu(x: Array, form: str) -> Array:
+    """GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415): exact, x · Φ(x), or its tanh approximation."""
+    if form == "tanh":
+        return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _within(record: Record, prefix: str) -> Record:
+    return lambda name, value: record(f"{prefix}.{name}", value)

@@ -1,0 +1,20 @@
+"""From bytes to what the model sees. Twin of mixer_torch/pixels.py."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mixer_common.data import resize_matrix
+from mixer_common.plan import PIXEL_SCALE
+
+
+def to_pixels(images: Array, image_size: int, dtype: np.dtype) -> Array:
+    """uint8 (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, image_size, image_size, 3) where that differs.
+
+    2 · byte − 255 is exact in `dtype` (float32 or float64), so both frameworks round just once.
+    """
+    pixels = (2 * images.astype(dtype) - 255) * jnp.asarray(PIXEL_SCALE, dtype)
+    if images.shape[1:3] == (image_size, image_size):
+        return pixels
+    rows, columns = (jnp.asarray(resize_matrix(size, image_size), dtype) for size in images.shape[1:3])
+    return jnp.einsum("hi,bijc,wj->bhwc", rows, pixels, columns)

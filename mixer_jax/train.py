@@ -1,0 +1,122 @@
+"""Training in JAX: pure step functions, and the Trainer that holds their state.
+
+Twin of mixer_torch/train.py.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from mixer_common.config import MixerConfig
+from mixer_common.plan import EpochPlan
+from mixer_common.recipe import TrainConfig
+from mixer_jax import optimizer
+from mixer_jax.model import create, to_canonical
+from mixer_jax.pixels import to_pixels
+
+WEIGHTS_DTYPE = {"float32": np.float32, "bfloat16": np.float32, "float64": np.float64}
+COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+EVALUATION_BATCH = 500
+
+
+def loss(logits: Array, labels: Array, label_smoothing: float) -> Array:
+    """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
+    `label_smoothing` equally among all classes."""
+    log_probabilities = jax.nn.log_softmax(logits)
+    nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
+    if label_smoothing == 0:
+        return nll
+    return (1 - label_smoothing) * nll - label_smoothing * log_probabilities.mean()
+
+
+def forward(graphdef: Any, params: nnx.State, images: Array, drop_path: Array | None, precision: str) -> Array:
+    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    compute = COMPUTE_DTYPE[precision]
+    model = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(compute), params))
+    pixels = to_pixels(images, model.config.image_size, dtype).astype(compute)
+    return model(pixels, None if drop_path is None else drop_path.astype(compute)).astype(dtype)
+
+
+class Trainer:
+    """A model in training: weights, optimizer state and data set on the device.
+
+    The precision float64 asks for jax_enable_x64. The steps of an epoch run on the device, as many as the
+    caller likes per dispatch, in one loop that is compiled once for the whole run.
+    """
+
+    def __init__(self, config: MixerConfig, recipe: TrainConfig, weights: Mapping[str, np.ndarray],
+                 images: np.ndarray, labels: np.ndarray,
+                 moments: Mapping[str, Mapping[str, np.ndarray]] | None = None, step: int = 0,
+                 device: jax.Device | None = None):
+        """weights, moments: canonical, as they are after `step` steps; images: uint8 (N, H, W, 3)."""
+        self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
+        self.model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        self.graphdef, self.params = nnx.split(self.model)
+        self.optimizer = optimizer.create(recipe)
+        opt_state = self.optimizer.init(self.params)
+        if moments is not None:
+            opt_state = optimizer.load_moments(self.model, opt_state, recipe, moments)
+        # On the device as the loop will return it, or the second call would compile anew.
+        self.opt_state = jax.device_put(opt_state, self.device)
+        self.images, self.labels = jax.device_put((images, labels.astype(np.int32)), self.device)
+        self._run = jax.jit(self._steps, donate_argnums=0)
+        self._forward = jax.jit(partial(forward, self.graphdef, drop_path=None, precision=recipe.precision))
+
+    def begin_epoch(self, plan: EpochPlan) -> None:
+        """Hands the epoch's numbers to the device."""
+        dtype = WEIGHTS_DTYPE[self.recipe.precision]
+        self.plan = jax.device_put({
+            "indices": plan.indices, "learning_rates": plan.learning_rates.astype(dtype),
+            "bias_corrections": plan.bias_corrections.astype(dtype),
+            "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype)}, self.device)
+        self.losses = jnp.zeros(plan.steps, dtype, device=self.device)
+
+    def train(self, first: int, last: int) -> np.ndarray:
+        """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
+        self.params, self.opt_state, self.losses = self._run(
+            (self.params, self.opt_state, self.losses), self.images, self.labels, self.plan, first, last)
+        return np.asarray(self.losses)[first:last]
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
+        size = min(EVALUATION_BATCH, len(images))
+        result = []
+        for start in range(0, len(images), size):
+            batch = images[start:start + size]
+            padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)  # one shape, one compilation
+            result.append(np.asarray(self._forward(self.params, padded))[: len(batch)])
+        return np.concatenate(result)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return to_canonical(self.config, self.params)
+
+    def moments(self) -> dict[str, dict[str, np.ndarray]]:
+        return optimizer.moments(self.model, self.opt_state, self.recipe)
+
+    def _steps(self, state: tuple, images: Array, labels: Array, plan: dict, first: Array, last: Array) -> tuple:
+        # A loop with bounds that it is told at run time: one program serves every chunk, so a run's bits do
+        # not depend on where it was cut into dispatches, or interrupted.
+        return jax.lax.fori_loop(first, last, partial(self._step, images, labels, plan), state)
+
+    def _step(self, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:
+        params, opt_state, losses = state
+        batch = plan["indices"][i]
+        drop_path = None if plan["drop_path"] is None else plan["drop_path"][i]
+
+        def objective(params: nnx.State) -> Array:
+            logits = forward(self.graphdef, params, images[batch], drop_path, self.recipe.precision)
+            return loss(logits, labels[batch], self.recipe.label_smoothing)
+
+        value, grads = jax.value_and_grad(objective)(params)
+        updates, opt_state = self.optimizer.update(
+            grads, opt_state, params, learning_rate=plan["learning_rates"][i],
+            bias_corrections=plan["bias_corrections"][i])
+        return optax.apply_updates(params, updates), opt_state, losses.at[i].set(value)

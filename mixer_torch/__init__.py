@@ -1,0 +1,1 @@
+"""The MLP-Mixer and its training in PyTorch."""

@@ -1,0 +1,70 @@
+"""Adam, AdamW and SGD with momentum; mixer_common.recipe has the formulas.
+
+Twin of mixer_jax/optimizer.py.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer_common.recipe import MOMENTS, TrainConfig
+from mixer_torch.model import Mixer, to_canonical
+
+# torch.optim's names for what the canonical form calls otherwise.
+_TORCH_NAMES = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq", "momentum": "momentum_buffer"}
+
+
+def create(recipe: TrainConfig, model: Mixer) -> torch.optim.Optimizer:
+    """The recipe's optimizer, fused, for the model's weights. `step` below gives it each learning rate."""
+    # Arrays of two or more axes decay; biases and norms have one.
+    weights = list(model.parameters())
+    groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
+              {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}]
+    if recipe.weight_decay == 0:
+        groups = [{"params": weights}]
+    # Its learning rate is a placeholder, set before every step.
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=0.0, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_epsilon,
+                weight_decay=0.0, fused=True)
+
+
+def moments(model: Mixer, optimizer: torch.optim.Optimizer,
+            recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
+    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS."""
+    return {name: to_canonical({
+        weight: optimizer.state[p].get(_TORCH_NAMES[name], torch.zeros_like(p)) if p in optimizer.state
+        else torch.zeros_like(p) for weight, p in model.named_parameters()})
+        for name in MOMENTS[recipe.optimizer]}
+
+
+def load_moments(model: Mixer, optimizer: torch.optim.Optimizer, recipe: TrainConfig,
+                 arrays: Mapping[str, Mapping[str, np.ndarray]], step: int) -> None:
+    """Replaces the optimizer's state by canonical moments as they are after `step` steps."""
+    for weight, p in model.named_parameters():
+        optimizer.state[p] = {
+            _TORCH_NAMES[name]: torch.tensor(arrays[name][weight], dtype=p.dtype, device=p.device)
+            for name in MOMENTS[recipe.optimizer]}
+        if recipe.optimizer != "sgd":
+            optimizer.state[p]["step"] = torch.tensor(float(step), dtype=torch.float32, device=p.device)
+
+
+def step(optimizer: torch.optim.Optimizer, recipe: TrainConfig, learning_rate: float) -> None:
+    """One step down the gradients that lie at the weights, clipped by their norm over all of them."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    if recipe.clip_norm:
+        clip([p.grad for group in optimizer.param_groups for p in group["params"]], recipe.clip_norm)
+    optimizer.step()
+
+
+def clip(grads: list[Tensor], max_norm: float) -> None:
+    """Scales the gradients in place to a common norm of at most `max_norm`.
+
+    torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, which optax does not.
+    """
+    norm = torch.nn.utils.get_total_norm(grads)
+    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))

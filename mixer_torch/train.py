@@ -1,0 +1,99 @@
+"""Training in PyTorch: the step functions, and the Trainer that holds their state.
+
+Twin of mixer_jax/train.py.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixer_common.config import MixerConfig
+from mixer_common.plan import EpochPlan
+from mixer_common.recipe import TrainConfig
+from mixer_torch import optimizer
+from mixer_torch.model import Mixer, create, to_canonical
+from mixer_torch.pixels import to_pixels
+
+WEIGHTS_DTYPE = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+COMPUTE_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+EVALUATION_BATCH = 500
+
+
+def loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
+    `label_smoothing` equally among all classes."""
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str) -> Tensor:
+    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
+    dtype = model.head.weight.dtype
+    compute = COMPUTE_DTYPE[precision]
+    pixels = to_pixels(images, model.config.image_size, dtype).to(compute)
+    drop_path = None if drop_path is None else drop_path.to(compute)
+    if compute == dtype:
+        return model(pixels, drop_path)
+    weights = {name: p.to(compute) for name, p in model.named_parameters()}
+    return torch.func.functional_call(model, weights, (pixels, drop_path)).to(dtype)
+
+
+class Trainer:
+    """A model in training: weights, optimizer state and data set on the device.
+
+    Eager by default; `compiled` runs the forward and backward passes through torch.compile.
+    """
+
+    def __init__(self, config: MixerConfig, recipe: TrainConfig, weights: Mapping[str, np.ndarray],
+                 images: np.ndarray, labels: np.ndarray,
+                 moments: Mapping[str, Mapping[str, np.ndarray]] | None = None, step: int = 0,
+                 device: torch.device | str = "cpu", compiled: bool = False):
+        """weights, moments: canonical, as they are after `step` steps; images: uint8 (N, H, W, 3)."""
+        self.config, self.recipe, self.device = config, recipe, torch.device(device)
+        self.model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        self.optimizer = optimizer.create(recipe, self.model)
+        if moments is not None:
+            optimizer.load_moments(self.model, self.optimizer, recipe, moments, step)
+        self.images = torch.from_numpy(images).to(self.device)
+        self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+        self._objective = torch.compile(self._objective) if compiled else self._objective
+
+    def begin_epoch(self, plan: EpochPlan) -> None:
+        """Hands the epoch's numbers to the device."""
+        dtype = WEIGHTS_DTYPE[self.recipe.precision]
+        self.indices = torch.from_numpy(plan.indices).to(self.device)
+        self.learning_rates = plan.learning_rates.tolist()
+        self.drop_path = None if plan.drop_path is None else torch.from_numpy(plan.drop_path).to(self.device, dtype)
+
+    def train(self, first: int, last: int) -> np.ndarray:
+        """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
+        return torch.stack([self._step(i) for i in range(first, last)]).cpu().numpy()
+
+    @torch.no_grad()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
+        return np.concatenate([
+            forward(self.model, torch.from_numpy(images[start:start + EVALUATION_BATCH]).to(self.device), None,
+                    self.recipe.precision).cpu().numpy()
+            for start in range(0, len(images), EVALUATION_BATCH)])
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return to_canonical(dict(self.model.named_parameters()))
+
+    def moments(self) -> dict[str, dict[str, np.ndarray]]:
+        return optimizer.moments(self.model, self.optimizer, self.recipe)
+
+    def _objective(self, images: Tensor, labels: Tensor, drop_path: Tensor | None) -> Tensor:
+        logits = forward(self.model, images, drop_path, self.recipe.precision)
+        return loss(logits, labels, self.recipe.label_smoothing)
+
+    def _step(self, i: int) -> Tensor:
+        batch = self.indices[i]
+        drop_path = None if self.drop_path is None else self.drop_path[i]
+        value = self._objective(self.images[batch], self.labels[batch], drop_path)
+        self.optimizer.zero_grad()
+        value.backward()
+        optimizer.step(self.optimizer, self.recipe, self.learning_rates[i])
+        return value.detach()
