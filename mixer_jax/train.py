@@ -17,13 +17,9 @@ from jax import Array
 from mixer_common.config import MixerConfig
 from mixer_common.plan import EpochPlan
 from mixer_common.recipe import TrainConfig
-from mixer_jax import optimizer
+from mixer_jax import evaluate, optimizer
+from mixer_jax.evaluate import WEIGHTS_DTYPE, forward
 from mixer_jax.model import create, to_canonical
-from mixer_jax.pixels import to_pixels
-
-WEIGHTS_DTYPE = {"float32": np.float32, "bfloat16": np.float32, "float64": np.float64}
-COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
-EVALUATION_BATCH = 500
 
 
 def loss(logits: Array, labels: Array, label_smoothing: float) -> Array:
@@ -34,15 +30,6 @@ def loss(logits: Array, labels: Array, label_smoothing: float) -> Array:
     if label_smoothing == 0:
         return nll
     return (1 - label_smoothing) * nll - label_smoothing * log_probabilities.mean()
-
-
-def forward(graphdef: Any, params: nnx.State, images: Array, drop_path: Array | None, precision: str) -> Array:
-    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    compute = COMPUTE_DTYPE[precision]
-    model = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(compute), params))
-    pixels = to_pixels(images, model.config.image_size, dtype).astype(compute)
-    return model(pixels, None if drop_path is None else drop_path.astype(compute)).astype(dtype)
 
 
 class Trainer:
@@ -68,7 +55,6 @@ class Trainer:
         self.opt_state = jax.device_put(opt_state, self.device)
         self.images, self.labels = jax.device_put((images, labels.astype(np.int32)), self.device)
         self._run = jax.jit(self._steps, donate_argnums=0)
-        self._forward = jax.jit(partial(forward, self.graphdef, drop_path=None, precision=recipe.precision))
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         """Hands the epoch's numbers to the device."""
@@ -87,13 +73,7 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        size = min(EVALUATION_BATCH, len(images))
-        result = []
-        for start in range(0, len(images), size):
-            batch = images[start:start + size]
-            padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)  # one shape, one compilation
-            result.append(np.asarray(self._forward(self.params, padded))[: len(batch)])
-        return np.concatenate(result)
+        return evaluate.logits(nnx.merge(self.graphdef, self.params), images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
         return to_canonical(self.config, self.params)
@@ -112,7 +92,8 @@ class Trainer:
         drop_path = None if plan["drop_path"] is None else plan["drop_path"][i]
 
         def objective(params: nnx.State) -> Array:
-            logits = forward(self.graphdef, params, images[batch], drop_path, self.recipe.precision)
+            model = nnx.merge(self.graphdef, params)
+            logits = forward(model, images[batch], drop_path, self.recipe.precision)
             return loss(logits, labels[batch], self.recipe.label_smoothing)
 
         value, grads = jax.value_and_grad(objective)(params)

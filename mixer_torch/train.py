@@ -13,31 +13,15 @@ from torch import Tensor
 from mixer_common.config import MixerConfig
 from mixer_common.plan import EpochPlan
 from mixer_common.recipe import TrainConfig
-from mixer_torch import optimizer
-from mixer_torch.model import Mixer, create, to_canonical
-from mixer_torch.pixels import to_pixels
-
-WEIGHTS_DTYPE = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-COMPUTE_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-EVALUATION_BATCH = 500
+from mixer_torch import evaluate, optimizer
+from mixer_torch.evaluate import WEIGHTS_DTYPE, forward
+from mixer_torch.model import create, to_canonical
 
 
 def loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
     `label_smoothing` equally among all classes."""
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
-def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str) -> Tensor:
-    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
-    dtype = model.head.weight.dtype
-    compute = COMPUTE_DTYPE[precision]
-    pixels = to_pixels(images, model.config.image_size, dtype).to(compute)
-    drop_path = None if drop_path is None else drop_path.to(compute)
-    if compute == dtype:
-        return model(pixels, drop_path)
-    weights = {name: p.to(compute) for name, p in model.named_parameters()}
-    return torch.func.functional_call(model, weights, (pixels, drop_path)).to(dtype)
 
 
 class Trainer:
@@ -71,13 +55,9 @@ class Trainer:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
         return torch.stack([self._step(i) for i in range(first, last)]).cpu().numpy()
 
-    @torch.no_grad()
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return np.concatenate([
-            forward(self.model, torch.from_numpy(images[start:start + EVALUATION_BATCH]).to(self.device), None,
-                    self.recipe.precision).cpu().numpy()
-            for start in range(0, len(images), EVALUATION_BATCH)])
+        return evaluate.logits(self.model, images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
         return to_canonical(dict(self.model.named_parameters()))

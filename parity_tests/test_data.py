@@ -23,7 +23,6 @@ from cifar_fixture import (
     encode,
     md5,
     parquet_table,
-    pickled_batch,
     python2_pickle,
     python_archive,
     python_files,
@@ -201,19 +200,11 @@ def test_download_gives_the_same_arrays(twin, tmp_path, data, capsys):
     assert "tensorflow" not in sys.modules
 
 
-def test_twins_leave_the_same_data_in_one_folder(tmp_path, data, request):
-    """What either framework downloaded, the other reads: here both in turn, and the sources differ."""
-    folder = tmp_path / "data"
-    write_batches_folder(folder, data)
-    source = load_dataset("auto", folder, pytest.fail).source
-    assert "batches folder" in source
-
-
 def test_wrong_checksum_is_refused(twin, tmp_path):
     folder = tmp_path / "data"
     with serve(twin.served) as url:
         twin.aim(f"{url}/{twin.path.name}", expected=twin.archive[:-1] + b"?")
-        with pytest.raises(DownloadError, match="checksum|corrupted") as caught:
+        with pytest.raises(DownloadError, match=r"checksum|corrupted") as caught:
             load_dataset("cifar10", folder, twin.download)
         assert "--dataset digits" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -298,7 +289,7 @@ def test_host_that_accepts_and_never_answers():
 
 def test_empty_and_missing_folder(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match="no CIFAR-10 in .*--dataset digits"):
+        with pytest.raises(UserError, match=r"no CIFAR-10 in .*--dataset digits"):
             load(folder)
         assert load_dataset("auto", folder, None).name == "digits"
 
@@ -317,7 +308,7 @@ def test_data_dir_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match="'mnist'.*auto, cifar10, digits"):
+    with pytest.raises(UserError, match=r"'mnist'.*auto, cifar10, digits"):
         load_dataset("mnist", None, None)
 
 
@@ -502,18 +493,18 @@ def test_random_damage_is_an_error_or_unseen(tmp_path, data, source):
     # The structure lies at the ends: pickled names at the start, Parquet's footer at the end.
     ends = np.r_[0:300, len(whole) - 1500 : len(whole)]
     rng = np.random.default_rng(1)
-    outcomes = set()
+    messages = []
     for _ in range(150):
         damaged = whole.copy()
         damaged[rng.choice(ends, 3)] = rng.integers(0, 256, 3)
         path.write_bytes(damaged)
         try:
             load(tmp_path)
-            outcomes.add("unseen")
         except UserError as error:
-            outcomes.add("error")
-            assert "\n" not in str(error)
-    assert "error" in outcomes
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert not any("\n" in message for message in messages)
+    assert all(path.name in message for message in messages)
 
 
 # ---- damaged TFDS data sets
@@ -644,7 +635,9 @@ def test_real_cifar10(real_cifar10):
 # ---- resizing
 
 
-@pytest.mark.parametrize(("source", "target"), [(8, 32), (32, 8), (32, 13), (13, 32), (7, 7), (1, 5), (5, 1), (224, 97)])
+@pytest.mark.parametrize(
+    ("source", "target"), [(8, 32), (32, 8), (32, 13), (13, 32), (7, 7), (1, 5), (5, 1), (224, 97)]
+)
 def test_resize_matrix_is_pillows_bilinear(source, target):
     matrix = resize_matrix(source, target)
     assert matrix.shape == (target, source)
@@ -663,13 +656,16 @@ def test_resize_matrix_of_equal_sizes_is_the_identity():
 
 
 def test_picture_is_resized_by_its_shorter_side_and_cropped(tmp_path):
-    picture = np.zeros((60, 100, 3), np.uint8)
-    picture[:, 20:80] = [10, 200, 30]
-    Image.fromarray(picture).save(tmp_path / "picture.png")
-    loaded = load_picture(tmp_path / "picture.png", 32)
-    assert loaded.dtype == np.uint8
-    assert loaded.shape == (32, 32, 3)
-    assert (loaded == [10, 200, 30]).all()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8))
+    for turned in (picture, picture.transpose(Image.Transpose.ROTATE_90)):
+        turned.save(tmp_path / "picture.png")
+        loaded = load_picture(tmp_path / "picture.png", 30)
+        assert loaded.dtype == np.uint8
+        width, height = (size // 2 for size in turned.size)
+        halved = np.asarray(turned.resize((width, height), Image.Resampling.BILINEAR))
+        top, left = (height - 30) // 2, (width - 30) // 2
+        expected = halved[top : top + 30, left : left + 30]
+        np.testing.assert_allclose(loaded.astype(int), expected.astype(int), atol=1)
 
 
 def test_picture_of_the_right_size_is_unchanged(tmp_path):
@@ -703,7 +699,9 @@ def test_transparent_picture_lies_on_white(tmp_path, mode):
     assert (load_picture(tmp_path / "picture.png", 8) == 255).all()
 
 
-@pytest.mark.parametrize(("mode", "file_format"), [("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("P", "GIF")])
+@pytest.mark.parametrize(
+    ("mode", "file_format"), [("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("P", "GIF")]
+)
 def test_picture_of_other_modes(tmp_path, mode, file_format):
     path = tmp_path / "picture"
     Image.new("RGB", (40, 40), "white").convert(mode).save(path, file_format)

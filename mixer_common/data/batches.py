@@ -1,5 +1,6 @@
 """CIFAR-10 in its original Python batches: pickles, of which nothing is ever run."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -40,11 +41,12 @@ def read_archive(archive: Path) -> tuple[Split, Split]:
     """
     batches = {}
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 name = Path(member.name).name
                 if name in TRAIN_BATCHES + TEST_BATCHES and member.isfile():
                     batches[name] = tar.extractfile(member).read()
+            stream.read()  # to the very end, where gzip's checksum of it all is compared
     except PermissionError:
         raise UserError(f"{archive} may not be read: check its permissions.") from None
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:

@@ -52,7 +52,7 @@ def load_dataset(name: str, data_dir: Path | None, download: Callable[[Path], No
       name: "cifar10"; "digits"; or "auto", which is CIFAR-10 where `data_dir` holds it or `download`
         brings it, else the digits, with `notice` set.
       data_dir: where CIFAR-10 lies; `default_data_dir()` if None.
-      download: puts CIFAR-10 into the folder that it is given, or raises a UserError; called only when
+      download: puts CIFAR-10 into the folder that it is given, or raises DownloadError; called only when
         the folder holds none. None: never download.
 
     Raises:

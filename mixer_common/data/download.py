@@ -20,13 +20,12 @@ class DownloadError(UserError):
 
 
 def host_answers(url: str, timeout: float = 3.0) -> bool:
-    """Whether the file at `url` is offered, by one HEAD request; False after `timeout` seconds at most."""
+    """Whether a download of `url` starts (it is closed at once); False after `timeout` seconds at most."""
     answered = threading.Event()
 
     def ask():
-        request = urllib.request.Request(url, method="HEAD")
         try:
-            with urllib.request.urlopen(request, timeout=timeout):
+            with urllib.request.urlopen(url, timeout=timeout):
                 answered.set()
         except (OSError, ValueError):  # unreachable, refused, HTTP error; no valid URL
             pass

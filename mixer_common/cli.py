@@ -1,0 +1,69 @@
+"""Command lines: dataclasses that tyro reads, on top of the named models and recipes."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from mixer_common.checkpoint import RunConfig
+from mixer_common.config import MODELS, MixerConfig
+from mixer_common.fields import by_name
+from mixer_common.recipe import RECIPES, TrainConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What a training script takes. Every detail of the model and of the recipe can be changed by its name."""
+
+    model: str = "tutorial"
+    """Named model; its sizes are the defaults below."""
+    recipe: str = "tutorial"
+    """Named recipe; its settings are the defaults below."""
+    dataset: str = "auto"
+    """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
+    data_dir: Path | None = None
+    """Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
+    out: Path | None = None
+    """Folder of the run. Default: runs/<framework>-<model>-<dataset>-<seed>."""
+    resume: bool = False
+    """Continue the run in --out, whichever framework began it."""
+    overwrite: bool = False
+    """Delete the run in --out and begin anew."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU where there is one."""
+    config: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=MixerConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class TorchTrainArguments(TrainArguments):
+    compile: bool = False
+    """Run the forward and backward passes through torch.compile."""
+
+
+def parse_train(kind: type[T], description: str) -> T:
+    """The command line's arguments. The named model and recipe, or the run to resume, give the defaults."""
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--model")
+    names.add_argument("--recipe")
+    names.add_argument("--out", type=Path)
+    names.add_argument("--resume", action="store_true")
+    known, _ = names.parse_known_args()
+    if known.resume and known.out:
+        run = RunConfig.from_json(known.out / "config.json")
+        default = kind(model=run.model_name, recipe=run.recipe_name, dataset=run.dataset, config=run.model,
+                       train=run.train)
+    else:
+        model, recipe = known.model or kind.model, known.recipe or kind.recipe
+        default = kind(model=model, recipe=recipe, config=by_name("model", MODELS, model),
+                       train=by_name("recipe", RECIPES, recipe))
+    return parse(kind, description, default)
+
+
+def parse(kind: type[T], description: str, default: T | None = None) -> T:
+    return tyro.cli(kind, description=description, default=default,
+                    config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))

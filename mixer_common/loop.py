@@ -1,0 +1,240 @@
+"""The course of a training run, the same for both frameworks: epochs, progress, checkpoints, outputs."""
+
+import math
+import platform
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mixer_common import metrics, plots
+from mixer_common.checkpoint import Checkpoint, Progress, RunConfig
+from mixer_common.cli import TrainArguments
+from mixer_common.config import MODELS
+from mixer_common.data import Dataset, load_dataset
+from mixer_common.errors import UserError
+from mixer_common.init import initial_weights
+from mixer_common.plan import EpochPlan, epoch_plan
+from mixer_common.progress import Display
+from mixer_common.recipe import learning_rates, total_steps
+from mixer_common.runlog import RunFolder
+from mixer_common.sampling import steps_in_epoch
+
+SECONDS_PER_DISPATCH = 0.5  # between two looks at the signals
+
+
+class Trainer(Protocol):
+    """What mixer_jax.train.Trainer and mixer_torch.train.Trainer both are."""
+
+    def begin_epoch(self, plan: EpochPlan) -> None: ...
+    def train(self, first: int, last: int) -> np.ndarray: ...
+    def logits(self, images: np.ndarray) -> np.ndarray: ...
+    def weights(self) -> dict[str, np.ndarray]: ...
+    def moments(self) -> dict[str, dict[str, np.ndarray]]: ...
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What the scripts need of a framework."""
+
+    name: str  # "jax" or "torch"
+    versions: dict[str, str]
+    prepare: Callable[[str, str], Any]  # (device asked for, precision) -> device; UserError where there is none
+    describe: Callable[[Any], str]  # device -> words
+    trainer: Callable[..., Trainer]
+    logits: Callable[..., np.ndarray]  # (config, weights, images, precision, device) -> (N, num_classes)
+    download: Callable[[Path], None]
+
+
+def train(framework: Framework, arguments: TrainArguments) -> int:
+    """Runs a training as the command line asks; returns the exit code."""
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume and --overwrite exclude each other: give one of them.")
+    if arguments.resume and arguments.out is None:
+        raise UserError("--resume needs --out: name the folder of the run to continue.")
+    run = RunFolder(arguments.out) if arguments.out else None
+    state = run.resume() if arguments.resume else None
+    device = framework.prepare(arguments.device, arguments.train.precision)
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, framework.download)
+    if state:
+        state = _continued(state, arguments, framework, dataset, run)
+    else:
+        config = replace(arguments.config, num_classes=len(dataset.class_names))
+        if arguments.config.num_classes not in (config.num_classes, MODELS[arguments.model].num_classes):
+            raise UserError(f"num_classes is {arguments.config.num_classes}, but {dataset.name} has "
+                            f"{config.num_classes} classes: leave --num-classes out, the data set decides.")
+        steps_in_epoch(len(dataset.train_images), arguments.train.batch_size)
+        run_config = RunConfig(
+            arguments.model, arguments.recipe, framework.name, config, arguments.train, dataset.name,
+            dataset.source, dataset.fingerprint, dataset.class_names, dataset.train_images.shape[1])
+        run = run or RunFolder(Path("runs") / (f"{framework.name}-{arguments.model}-{dataset.name}-"
+                                               f"{arguments.train.seed}"))
+        run.create(run_config, arguments.overwrite)
+        state = Checkpoint(run_config, Progress(frameworks=((framework.name, 0),)),
+                           initial_weights(config, arguments.train.seed), None)
+    return _Course(framework, device, run, state, dataset).follow()
+
+
+def _continued(state: Checkpoint, arguments: TrainArguments, framework: Framework, dataset: Dataset,
+               run: RunFolder) -> Checkpoint:
+    """The checkpoint, with a longer training where that was asked for. UserError where anything else differs."""
+    config, progress = state.config, state.progress
+    longer = replace(config.train, epochs=arguments.train.epochs, steps=arguments.train.steps)
+    if (arguments.model, arguments.recipe, arguments.config, arguments.train) != (
+            config.model_name, config.recipe_name, config.model, longer):
+        raise UserError(f"{run.path} was begun with other settings than the command line's: "
+                        "resume it with --out and --resume alone; only --epochs and --steps may change.")
+    if longer != config.train and longer.schedule != "constant":
+        raise UserError(f"the {longer.schedule} schedule of {run.path} is laid out for its length: "
+                        "resume it without --epochs and --steps.")
+    if dataset.fingerprint != config.dataset_fingerprint:
+        raise UserError(f"{run.path} was trained on {config.dataset_source} with fingerprint "
+                        f"{config.dataset_fingerprint}, but {dataset.source} has {dataset.fingerprint}: "
+                        "name the same data with --data-dir.")
+    frameworks = progress.frameworks
+    if frameworks[-1][0] != framework.name:
+        frameworks = (*frameworks, (framework.name, progress.step))
+    return replace(state, config=replace(config, train=longer), progress=replace(progress, frameworks=frameworks))
+
+
+class _Course:
+    """One training run from where it stands to its end, or to a signal."""
+
+    def __init__(self, framework: Framework, device: Any, run: RunFolder, state: Checkpoint, dataset: Dataset):
+        self.framework, self.device, self.run, self.dataset = framework, device, run, dataset
+        self.config, self.progress = state.config, state.progress
+        self.recipe = state.config.train
+        self.steps_per_epoch = steps_in_epoch(len(dataset.train_images), self.recipe.batch_size)
+        self.total = total_steps(self.recipe, self.steps_per_epoch)
+        self.signal = 0
+        self.compiled = False
+        self.trainer = framework.trainer(
+            state.config.model, self.recipe, state.weights, dataset.train_images, dataset.train_labels,
+            moments=state.moments, step=state.progress.step, device=device)
+
+    def follow(self) -> int:
+        self._introduce()
+        if self.progress.step >= self.total:
+            print(f"The run is complete at step {self.progress.step:,}; --epochs or --steps makes it longer.")
+            return 0
+        plots.first_batch(self.dataset.test_images, self.dataset.test_labels, self.dataset.class_names,
+                          self.run.pictures / "first_test_batch.png")
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with Display(self.total, self.progress.step) as display:
+                while self.progress.step < self.total and not self.signal:
+                    self._epoch(display)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.progress.step < self.total:
+            print(f"Stopped by {signal.Signals(self.signal).name} at step {self.progress.step:,} of "
+                  f"{self.total:,}. Go on with: --out {self.run.path} --resume")
+            return 128 + self.signal
+        self._finish()
+        return 0
+
+    def _epoch(self, display: Display) -> None:
+        """The rest of the current epoch, then its evaluation and checkpoint; on a signal the checkpoint alone."""
+        epoch, first = divmod(self.progress.step, self.steps_per_epoch)
+        last = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
+        self.trainer.begin_epoch(epoch_plan(self.config.model, self.recipe, len(self.dataset.train_images), epoch))
+        epochs = math.ceil(self.total / self.steps_per_epoch)
+        seconds, timed, speed = 0.0, 0, 0.0
+        while first < last and not self.signal:
+            count = min(last - first, max(1, round(speed * SECONDS_PER_DISPATCH)))
+            start = time.perf_counter()
+            losses = self.trainer.train(first, first + count)
+            elapsed = time.perf_counter() - start
+            if self.compiled:
+                seconds, timed = seconds + elapsed, timed + count
+                speed = min(count / elapsed, 10 * max(speed, 1))
+            else:
+                self.compiled = True
+                self.progress = replace(self.progress, compile_seconds=self.progress.compile_seconds + elapsed)
+            self.run.add_losses(losses, self.progress.step)
+            first += count
+            self.progress = replace(self.progress, step=self.progress.step + count)
+            if not np.isfinite(losses).all():
+                step = self.progress.step - count + int(np.argmin(np.isfinite(losses))) + 1
+                raise UserError(f"the training loss is {losses[~np.isfinite(losses)][0]} at step {step:,}: "
+                                "lower --learning-rate or set --clip-norm; the last checkpoint is kept.")
+            if timed:
+                display.update(f"epoch {epoch + 1}/{epochs}", self.progress.step, float(losses.mean()),
+                               timed / seconds * self.recipe.batch_size,
+                               (self.total - self.progress.step) * seconds / timed)
+        self.progress = replace(self.progress, train_seconds=self.progress.train_seconds + seconds,
+                                timed_steps=self.progress.timed_steps + timed)
+        if first == last:
+            logits = self.trainer.logits(self.dataset.test_images)
+            labels = self.dataset.test_labels
+            step = self.progress.step
+            row = {
+                "epoch": epoch + 1, "step": step,
+                "train_loss": float(self.run.losses()[epoch * self.steps_per_epoch:].mean(dtype=np.float64)),
+                "test_loss": metrics.cross_entropy(logits, labels),
+                "test_accuracy": metrics.accuracy(logits, labels),
+                "learning_rate": float(learning_rates(self.recipe, self.steps_per_epoch, step - 1, step)[0]),
+                "train_seconds": seconds, "images_per_second": self.recipe.batch_size * timed / max(seconds, 1e-9)}
+            self.run.add_metrics(row)
+            display.line(f"epoch {epoch + 1:3d}/{epochs}  training loss {row['train_loss']:.4f}  test loss "
+                         f"{row['test_loss']:.4f}  test accuracy {row['test_accuracy']:7.2%}  {seconds:.1f} s  "
+                         f"{row['images_per_second']:,.0f} images/s")
+            self.logits = logits
+        self.run.save(Checkpoint(self.config, self.progress, self.trainer.weights(), self.trainer.moments()))
+
+    def _introduce(self) -> None:
+        config, recipe, versions = self.config, self.recipe, self.framework.versions
+        if self.dataset.notice:
+            print(f"\n*** {self.dataset.notice} ***\n")
+        print(f"Model    MLP-Mixer {config.model_name}, {config.model.num_parameters:,} parameters, "
+              f"{config.model.image_size} px in patches of {config.model.patch_size}")
+        print(f"Data     {self.dataset.source}: {len(self.dataset.train_images):,} training and "
+              f"{len(self.dataset.test_images):,} test images of {config.picture_size} px")
+        print(f"Recipe   {config.recipe_name}: {recipe.optimizer}, learning rate {recipe.learning_rate:g}, batch "
+              f"{recipe.batch_size}, {self.total:,} steps, {recipe.precision}, seed {recipe.seed}")
+        print(f"Runs in  {self.framework.name} "
+              f"{versions[self.framework.name]} on {self.framework.describe(self.device)}")
+        print(f"Output   {self.run.path}" + (f", from step {self.progress.step:,}" if self.progress.step else ""),
+              flush=True)
+
+    def _finish(self) -> None:
+        dataset, progress, last = self.dataset, self.progress, self.run.metrics[-1]
+        epochs = progress.step / self.steps_per_epoch
+        self.run.write_summary({
+            "framework": self.framework.name, "dataset": dataset.name, "model": self.config.model_name,
+            "recipe": self.config.recipe_name, "seed": self.recipe.seed,
+            "epochs": int(epochs) if epochs.is_integer() else epochs, "steps": progress.step,
+            "parameters": self.config.model.num_parameters, "test_accuracy": last["test_accuracy"],
+            "test_loss": last["test_loss"], "train_seconds": progress.train_seconds,
+            "images_per_second": self.recipe.batch_size * progress.timed_steps / max(progress.train_seconds, 1e-9),
+            "device": self.framework.describe(self.device), "versions": self.framework.versions,
+            "precision": self.recipe.precision, "compile_seconds": progress.compile_seconds,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "dataset_source": dataset.source, "dataset_fingerprint": dataset.fingerprint,
+            "frameworks": progress.frameworks})
+        plots.curves(self.run.losses(), self.run.metrics, f"{self.framework.name} {self.config.model_name} on "
+                     f"{dataset.name}", self.run.pictures / "curves.png")
+        plots.confusion(metrics.confusion_matrix(self.logits, dataset.test_labels), dataset.class_names,
+                        self.run.pictures / "confusion_matrix.png")
+        plots.predictions(dataset.test_images, dataset.test_labels, np.exp(metrics.log_softmax(self.logits)),
+                          dataset.class_names, self.run.pictures / "predictions.png")
+        print(f"Done: {last['test_accuracy']:.2%} of {len(dataset.test_images):,} test images right; "
+              f"{progress.train_seconds:.0f} s in training steps.\n"
+              f"Figures  {self.run.path / 'summary.json'}\nPictures {self.run.pictures}\n"
+              f"Weights  {self.run.checkpoint}")
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.signal:  # a second time: at once
+            raise KeyboardInterrupt
+        self.signal = number
+        print("\nStopping after this step; the checkpoint follows.", flush=True)
+
+
+def common_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "numpy": np.__version__}

@@ -1,0 +1,41 @@
+"""What a person sees of a long run: a bar in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15
+
+
+class Display:
+    """Progress in steps. Use as a context; `update` as often as you like, `line` for what is to stay."""
+
+    def __init__(self, total: int, done: int):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.total, self.started, self.done = total, time.monotonic(), done
+        self.last_line = self.started
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self.console,
+            disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("compiling", total=total, completed=done, figures="")
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def update(self, what: str, step: int, loss: float, images_per_second: float, seconds_left: float) -> None:
+        figures = f"loss {loss:.4f}  {images_per_second:,.0f} images/s"
+        self.bar.update(self.task, description=what, completed=step, figures=figures)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.line(f"  step {step:,} of {self.total:,}  {figures}  {seconds_left:,.0f} s left")
+
+    def line(self, text: str) -> None:
+        self.bar.console.print(text, markup=False)
+        sys.stdout.flush()
+        self.last_line = time.monotonic()

@@ -1,0 +1,52 @@
+"""The forward pass from bytes to logits. Twin of mixer_torch/evaluate.py."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mixer_common.config import MixerConfig
+from mixer_jax.model import Mixer, create
+from mixer_jax.pixels import to_pixels
+
+WEIGHTS_DTYPE = {"float32": np.float32, "bfloat16": np.float32, "float64": np.float64}
+COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+BATCH_SIZE = 500
+
+
+def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str) -> Array:
+    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
+    dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
+    pixels = to_pixels(images, model.config.image_size, dtype).astype(compute)
+    drop_path = None if drop_path is None else drop_path.astype(compute)
+    graphdef, weights = nnx.split(model)
+    model = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(compute), weights))
+    return model(pixels, drop_path).astype(dtype)
+
+
+def logits(model: Mixer, images: np.ndarray, precision: str) -> np.ndarray:
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
+    graphdef, weights = nnx.split(model)
+    size = min(BATCH_SIZE, len(images))
+    result = []
+    for start in range(0, len(images), size):
+        batch = images[start:start + size]
+        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])  # one shape, one compilation
+        result.append(np.asarray(_compiled_forward(graphdef, weights, padded, precision))[: len(batch)])
+    return np.concatenate(result)
+
+
+def logits_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str,
+                      device: jax.Device) -> np.ndarray:
+    """The same, of canonical weights."""
+    return logits(create(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _compiled_forward(graphdef: Any, weights: nnx.State, images: Array, precision: str) -> Array:
+    return forward(nnx.merge(graphdef, weights), images, None, precision)

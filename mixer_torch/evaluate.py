@@ -1,0 +1,41 @@
+"""The forward pass from bytes to logits. Twin of mixer_jax/evaluate.py."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer_common.config import MixerConfig
+from mixer_torch.model import Mixer, create
+from mixer_torch.pixels import to_pixels
+
+WEIGHTS_DTYPE = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+COMPUTE_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+BATCH_SIZE = 500
+
+
+def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str) -> Tensor:
+    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
+    dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
+    pixels = to_pixels(images, model.config.image_size, dtype).to(compute)
+    drop_path = None if drop_path is None else drop_path.to(compute)
+    if compute == dtype:
+        return model(pixels, drop_path)
+    weights = {name: p.to(compute) for name, p in model.named_parameters()}
+    return torch.func.functional_call(model, weights, (pixels, drop_path)).to(dtype)
+
+
+@torch.no_grad()
+def logits(model: Mixer, images: np.ndarray, precision: str) -> np.ndarray:
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
+    device = model.head.weight.device
+    return np.concatenate([
+        forward(model, torch.from_numpy(images[start:start + BATCH_SIZE]).to(device), None, precision).cpu().numpy()
+        for start in range(0, len(images), BATCH_SIZE)])
+
+
+def logits_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str,
+                      device: torch.device) -> np.ndarray:
+    """The same, of canonical weights."""
+    return logits(create(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)
