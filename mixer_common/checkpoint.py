@@ -90,6 +90,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def exists(folder: Path) -> bool:
+    return folder.exists() or _beside(folder, "old").exists()
+
+
 def load(folder: Path) -> Checkpoint:
     """Reads a checkpoint. Raises UserError where it is missing, cut short or does not fit together."""
     if not folder.exists() and _beside(folder, "old").exists():  # stopped between the two renames of `save`
@@ -110,6 +114,16 @@ def load(folder: Path) -> Checkpoint:
                   str(folder / "optimizer.safetensors"))
     moments = {moment: {name: arrays[f"{moment}.{name}"] for name in shapes} for moment in names}
     return Checkpoint(config, progress, {name: weights[name] for name in shapes}, moments)
+
+
+def load_run(folder: Path) -> Checkpoint:
+    """The checkpoint of a run's folder, or the one that the folder itself is."""
+    if (folder / "model.safetensors").exists():
+        return load(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no run: expected a folder that a training script wrote, with config.json "
+                        "and checkpoint/; name one, for instance of those in runs/.")
+    return load(folder / "checkpoint")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

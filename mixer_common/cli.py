@@ -1,9 +1,10 @@
 """Command lines: dataclasses that tyro reads, on top of the named models and recipes."""
 
 import argparse
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
@@ -11,6 +12,9 @@ from mixer_common.checkpoint import RunConfig
 from mixer_common.config import MODELS, MixerConfig
 from mixer_common.fields import by_name
 from mixer_common.recipe import RECIPES, TrainConfig
+
+if TYPE_CHECKING:
+    from mixer_common.loop import Framework
 
 T = TypeVar("T")
 
@@ -67,3 +71,8 @@ def parse_train(kind: type[T], description: str) -> T:
 def parse(kind: type[T], description: str, default: T | None = None) -> T:
     return tyro.cli(kind, description=description, default=default,
                     config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
+
+
+def load_framework(name: str) -> "Framework":
+    """The framework "jax" or "torch"; only the one asked for is imported."""
+    return importlib.import_module(f"mixer_{name}.framework").framework()

@@ -8,7 +8,7 @@ from mixer_common.config import MixerConfig
 from mixer_common.recipe import TrainConfig, bias_corrections, learning_rates
 from mixer_common.sampling import batch_indices, drop_path_scales
 
-PIXEL_SCALE = 1 / 255  # (2 · uint8 − 255) is exact, so one rounding makes the pixel in either framework
+PIXEL_SCALE = 1 / 255  # pixel = (2 · byte − 255) · PIXEL_SCALE, in [-1, 1]
 
 
 @dataclass(frozen=True)

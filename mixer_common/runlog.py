@@ -40,6 +40,8 @@ class RunFolder:
     def resume(self) -> Checkpoint:
         """Reads the checkpoint, and takes back what was logged after it. Raises UserError if it is no run."""
         RunConfig.from_json(self.path / "config.json")
+        if not checkpoint.exists(self.checkpoint):
+            raise UserError(f"{self.path} was stopped before its first checkpoint: begin it anew with --overwrite.")
         state = checkpoint.load(self.checkpoint)
         step = state.progress.step
         try:

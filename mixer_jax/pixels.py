@@ -11,7 +11,8 @@ from mixer_common.plan import PIXEL_SCALE
 def to_pixels(images: Array, image_size: int, dtype: np.dtype) -> Array:
     """uint8 (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, image_size, image_size, 3) where that differs.
 
-    2 · byte − 255 is exact in `dtype` (float32 or float64), so both frameworks round just once.
+    2 · byte − 255 is exact in `dtype` (float32 or float64), and one product follows: however a compiler
+    groups it, both frameworks get the same bits.
     """
     pixels = (2 * images.astype(dtype) - 255) * jnp.asarray(PIXEL_SCALE, dtype)
     if images.shape[1:3] == (image_size, image_size):

@@ -5,7 +5,6 @@ Twin of mixer_torch/train.py.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp

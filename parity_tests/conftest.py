@@ -1,0 +1,77 @@
+"""What the tests share: the precision of JAX, real images, scripts run as a user runs them."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mixer_common.data import Dataset, load_dataset
+from mixer_common.errors import UserError
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+# Half the distance from 1 to the next number.
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8 / 2}
+
+
+@pytest.fixture(autouse=True)
+def _jax_settings() -> Iterator[None]:
+    """Every test starts in JAX's default precision, on whatever device there is."""
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def precision(request: pytest.FixtureRequest) -> str:
+    jax.config.update("jax_enable_x64", request.param == "float64")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits", None, None)
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Dataset:
+    """The real CIFAR-10 where it is at hand or can be downloaded; else the test is skipped with the reason."""
+    from mixer_torch.data import download_cifar10
+
+    try:
+        return load_dataset("cifar10", None, download_cifar10)
+    except UserError as error:
+        pytest.skip(f"needs CIFAR-10: {error}")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a script in this process: script("train_jax", "--steps", 5) -> exit code, stdout, stderr."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def random_weights(config, seed: int = 0) -> dict[str, np.ndarray]:
+    """The common start, shaken, so that no weight is zero and every path matters."""
+    from mixer_common.init import initial_weights
+
+    random = np.random.default_rng(seed)
+    return {name: (array + 0.05 * random.standard_normal(array.shape)).astype(np.float32)
+            for name, array in initial_weights(config, seed).items()}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return os.environ | changes

@@ -1,0 +1,51 @@
+"""Classifies pictures with a trained run, in either framework."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from mixer_common import checkpoint, metrics
+from mixer_common.cli import load_framework, parse
+from mixer_common.data import load_picture
+from mixer_common.errors import UserError, run_script
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of a checkpoint."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Pictures of any size; the middle square of each is scaled to the size that the model was trained on."""
+    framework: Literal["auto", "jax", "torch"] = "auto"
+    """auto: the one that trained last."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU where there is one."""
+    top: int = 3
+    """How many classes to name for each picture."""
+
+
+def main() -> None:
+    arguments = parse(Arguments, __doc__)
+    if not arguments.images:
+        raise UserError("no picture was named: give one or more after the run.")
+    if arguments.top < 1:
+        raise UserError(f"--top is {arguments.top}, but at least 1 class must be named.")
+    state = checkpoint.load_run(arguments.run)
+    config = state.config
+    images = np.stack([load_picture(path, config.picture_size) for path in arguments.images])
+    framework = load_framework(state.progress.frameworks[-1][0] if arguments.framework == "auto"
+                               else arguments.framework)
+    device = framework.prepare(arguments.device, config.train.precision)
+    print(f"{config.model_name} trained on {config.dataset_source}, in {framework.name} on "
+          f"{framework.describe(device)}")
+    logits = framework.logits(config.model, state.weights, images, config.train.precision, device)
+    for path, row in zip(arguments.images, np.exp(metrics.log_softmax(logits)), strict=True):
+        best = np.argsort(-row, kind="stable")[: arguments.top]
+        print(f"{path}: " + ", ".join(f"{config.class_names[k]} {row[k]:.1%}" for k in best))
+
+
+if __name__ == "__main__":
+    run_script(main)
