@@ -24,9 +24,9 @@ class TrainArguments:
     """What a training script takes. Every detail of the model and of the recipe can be changed by its name."""
 
     model: str = "tutorial"
-    """Named model; its sizes are the defaults below."""
+    """tutorial, tiny, nano, s32, s16, b32, b16, l32, l16 or h14; its sizes are the defaults below."""
     recipe: str = "tutorial"
-    """Named recipe; its settings are the defaults below."""
+    """tutorial or adamw; its settings are the defaults below."""
     dataset: str = "auto"
     """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
     data_dir: Path | None = None

@@ -21,15 +21,15 @@ class MixerConfig:
 
     image_size: int = 32  # pixels, height and width
     patch_size: int = 4  # pixels; divides image_size
-    num_classes: int = 10
+    num_classes: int = 10  # in training, the data set's
     hidden_dim: int = 64  # C, the channels of every token
-    num_blocks: int = 2
+    num_blocks: int = 2  # each mixes tokens, then channels
     tokens_mlp_dim: int = 32  # hidden width of the block's first MLP
     channels_mlp_dim: int = 256  # hidden width of the block's second MLP
-    block: Literal["mixer", "tutorial"] = "mixer"
-    gelu: Literal["exact", "tanh"] = "exact"
-    layer_norm_epsilon: float = 1e-5
-    init: Literal["pytorch", "flax"] = "pytorch"
+    block: Literal["mixer", "tutorial"] = "mixer"  # the paper's, or the tutorial's
+    gelu: Literal["exact", "tanh"] = "exact"  # x · Φ(x), or its tanh approximation
+    layer_norm_epsilon: float = 1e-5  # added to the variance
+    init: Literal["pytorch", "flax"] = "pytorch"  # whose default distribution the weights start from
     stochastic_depth: float = 0.0  # drop rate of the last block; grows linearly from 0 in the first
 
     def __post_init__(self):

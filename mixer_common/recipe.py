@@ -27,22 +27,22 @@ class TrainConfig:
     float32 and computes the model in bfloat16, the statistics of its norms and the loss in float32.
     """
 
-    batch_size: int = 4
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0  # 0: no clipping
-    label_smoothing: float = 0.0
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    epochs: int = 10
+    batch_size: int = 4  # images a step
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # the formulas are in mixer_common/recipe.py
+    learning_rate: float = 1e-3  # the largest, after the warm-up
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: falls to 0 over the run
+    warmup_epochs: float = 0.0  # of linear rise of the learning rate
+    weight_decay: float = 0.0  # of matrices and filters; biases and norms never decay
+    clip_norm: float = 0.0  # largest norm of all gradients together; 0: any
+    label_smoothing: float = 0.0  # share of each label spread over all classes
+    momentum: float = 0.9  # sgd's
+    beta1: float = 0.9  # adam's and adamw's
+    beta2: float = 0.999  # adam's and adamw's
+    adam_epsilon: float = 1e-8  # adam's and adamw's, added to the root
+    epochs: int = 10  # passes through the training images
     steps: int = 0  # 0: as many as the epochs have; else the run ends after so many
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    seed: int = 0
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: of the model, not its weights
+    seed: int = 0  # of the initial weights and of every random choice
 
     def __post_init__(self):
         check_fields(self)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +37,8 @@ def main() -> None:
     arguments = parse(Arguments, __doc__)
     state = checkpoint.load_run(arguments.run)
     config = state.config
+    print(f"Run      {arguments.run}: {config.model_name}, step {state.progress.step:,}, trained on "
+          f"{config.dataset_source}", flush=True)
     framework = load_framework(state.progress.frameworks[-1][0] if arguments.framework == "auto"
                                else arguments.framework)
     device = framework.prepare(arguments.device, config.train.precision)
@@ -43,8 +46,6 @@ def main() -> None:
     if dataset.class_names != config.class_names:
         raise UserError(f"{arguments.run} was trained on the classes {', '.join(config.class_names)}, but "
                         f"{dataset.source} has {', '.join(dataset.class_names)}: name its data with --data-dir.")
-    print(f"Run      {arguments.run}: {config.model_name}, step {state.progress.step:,}, trained on "
-          f"{config.dataset_source}")
     print(f"Data     {dataset.source}: {len(dataset.test_images):,} test images")
     if dataset.fingerprint != config.dataset_fingerprint:
         print("         *** not the copy of the data set that the run was trained on ***")
@@ -63,14 +64,13 @@ def main() -> None:
         "class_accuracy": dict(zip(dataset.class_names, by_class.tolist(), strict=True)),
         "confusion_matrix": matrix.tolist()}
 
-    table = Table(title="Confusion matrix (rows: true classes, columns: predicted ones)")
-    for heading in ("", *dataset.class_names, "accuracy"):
+    table = Table(title="Confusion matrix: rows are true classes, columns predicted ones", box=SIMPLE_HEAD,
+                  pad_edge=False, collapse_padding=True)
+    for heading in ("", *(name[:4] for name in dataset.class_names), "accuracy"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row, share in zip(dataset.class_names, matrix, by_class, strict=True):
         table.add_row(name, *map(str, row), f"{share:.1%}")
-    console = Console()
-    console.print(table, width=max(console.width, 11 + sum(len(name) + 3 for name in dataset.class_names) + 12)
-                  if not console.is_terminal else None)
+    Console(highlight=False).print(table)
     print(f"Test accuracy {figures['test_accuracy']:.2%}, test loss {figures['test_loss']:.4f} "
           f"({seconds:.1f} s)")
     if arguments.json:

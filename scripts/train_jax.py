@@ -6,6 +6,7 @@ from mixer_common.errors import run_script
 
 def main() -> int:
     arguments = parse_train(TrainArguments, __doc__)
+    print("Starting JAX and reading the data ...", flush=True)
     from mixer_common.loop import train
     from mixer_jax.framework import framework
 

@@ -6,6 +6,7 @@ from mixer_common.errors import run_script
 
 def main() -> int:
     arguments = parse_train(TorchTrainArguments, __doc__)
+    print("Starting PyTorch and reading the data ...", flush=True)
     from mixer_common.loop import train
     from mixer_torch.framework import framework
 
