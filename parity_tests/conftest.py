@@ -1,6 +1,10 @@
 """What the tests share: the precision of JAX, real images, scripts run as a user runs them."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -71,7 +75,3 @@ def random_weights(config, seed: int = 0) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {name: (array + 0.05 * random.standard_normal(array.shape)).astype(np.float32)
             for name, array in initial_weights(config, seed).items()}
-
-
-def environment(**changes: str) -> dict[str, str]:
-    return os.environ | changes

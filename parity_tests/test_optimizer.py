@@ -1,5 +1,6 @@
 """One step, and ten, of every optimizer with schedule, clipping and decay: the same weights and moments."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -35,21 +36,27 @@ def gradients_of(step: int) -> dict[str, np.ndarray]:
             for name, shape in weight_shapes(CONFIG).items()}
 
 
-def in_jax(recipe: TrainConfig, dtype: str, steps: int, start: int = 0, weights=None, moments=None):
-    model = mixer_jax.model.create(CONFIG, weights or random_weights(CONFIG), dtype=np.dtype(dtype))
-    params = nnx.state(model)
+@functools.cache
+def compiled_optimizer(recipe: TrainConfig):
     optimizer = mixer_jax.optimizer.create(recipe)
-    state = optimizer.init(params)
-    if moments:
-        state = mixer_jax.optimizer.load_moments(model, state, recipe, moments)
-    rates = learning_rates(recipe, STEPS, start, start + steps).astype(dtype)
-    corrections = bias_corrections(recipe, start, start + steps).astype(dtype)
 
     @jax.jit
     def update(grads, state, params, rate, correction):
         updates, state = optimizer.update(grads, state, params, learning_rate=rate, bias_corrections=correction)
         return optax.apply_updates(params, updates), state
 
+    return optimizer, update
+
+
+def in_jax(recipe: TrainConfig, dtype: str, steps: int, start: int = 0, weights=None, moments=None):
+    model = mixer_jax.model.create(CONFIG, weights or random_weights(CONFIG), dtype=np.dtype(dtype))
+    params = nnx.state(model)
+    optimizer, update = compiled_optimizer(recipe)
+    state = optimizer.init(params)
+    if moments:
+        state = mixer_jax.optimizer.load_moments(model, state, recipe, moments)
+    rates = learning_rates(recipe, STEPS, start, start + steps).astype(dtype)
+    corrections = bias_corrections(recipe, start, start + steps).astype(dtype)
     for i in range(steps):
         grads = mixer_jax.model.from_canonical(params, gradients_of(start + i), dtype=np.dtype(dtype))
         params, state = update(grads, state, params, rates[i], corrections[i])

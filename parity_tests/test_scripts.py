@@ -179,6 +179,7 @@ def metrics_lines(run) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 @FRAMEWORKS
 def test_killed_at_once_it_goes_on_from_the_last_epoch(script, tmp_path, framework):
     """SIGKILL to the real process: nothing can be saved then, and nothing saved before is lost."""
