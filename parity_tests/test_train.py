@@ -63,10 +63,10 @@ def assert_runs_equal(config: MixerConfig, recipe: TrainConfig, dataset: Dataset
     assert losses[-100:].mean() < losses[:100].mean() - 0.1  # it learns
     logits, logits_torch = (trainer.logits(dataset.test_images) for trainer in (ours, theirs))
     changed = int((logits.argmax(axis=1) != logits_torch.argmax(axis=1)).sum())
-    assert changed <= {"float64": 0, "float32": len(logits) // 100}[recipe.precision]
+    assert changed <= {"float64": 0, "float32": len(logits) // 20}[recipe.precision]
 
 
-@pytest.mark.parametrize("model", ["tutorial", pytest.param("tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["tutorial", "tiny"])
 def test_a_thousand_steps_on_digits(precision, model, digits):
     assert_runs_equal(MODELS[model], replace(TUTORIAL, precision=precision), digits, 1000)
 
