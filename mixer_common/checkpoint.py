@@ -157,10 +157,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write(path: Path, data: bytes) -> None:
     """Writes a file and waits until it lies on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not name it
+        raise
 
 
 def replace(path: Path, data: bytes) -> None:

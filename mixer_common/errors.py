@@ -1,6 +1,6 @@
 """The one kind of error that a user can cause, and how a script ends on it."""
 
-import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,6 +16,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
@@ -24,4 +27,4 @@ def run_script(main: Callable[[], int | None]) -> None:
               "then run the command again.", file=sys.stderr)
         code = 2
     sys.stdout.flush()
-    sys.exit(code or os.EX_OK)
+    sys.exit(code or 0)

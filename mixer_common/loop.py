@@ -63,6 +63,7 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
     dataset = load_dataset(arguments.dataset, arguments.data_dir, framework.download)
     if state:
         state = _continued(state, arguments, framework, dataset, run)
+        run.write_config(state.config)
     else:
         config = replace(arguments.config, num_classes=len(dataset.class_names))
         if arguments.config.num_classes not in (config.num_classes, MODELS[arguments.model].num_classes):
@@ -120,7 +121,11 @@ class _Course:
     def follow(self) -> int:
         self._introduce()
         if self.progress.step >= self.total:
-            print(f"The run is complete at step {self.progress.step:,}; --epochs or --steps makes it longer.")
+            if self.run.summarised(self.progress.step):
+                print(f"The run is complete at step {self.progress.step:,}; --epochs or --steps makes it longer.")
+            else:  # stopped between its last checkpoint and its summary
+                self.logits = self.trainer.logits(self.dataset.test_images)
+                self._finish()
             return 0
         plots.first_batch(self.dataset.test_images, self.dataset.test_labels, self.dataset.class_names,
                           self.run.pictures / "first_test_batch.png")
@@ -163,7 +168,7 @@ class _Course:
             if not np.isfinite(losses).all():
                 step = self.progress.step - count + int(np.argmin(np.isfinite(losses))) + 1
                 raise UserError(f"the training loss is {losses[~np.isfinite(losses)][0]} at step {step:,}: "
-                                "lower --learning-rate or set --clip-norm; the last checkpoint is kept.")
+                                "lower --learning-rate or set --clip-norm; an epoch's checkpoint stays as it was.")
             if timed:
                 display.update(f"epoch {epoch + 1}/{epochs}", self.progress.step, float(losses.mean()),
                                timed / seconds * self.recipe.batch_size,

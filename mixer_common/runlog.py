@@ -34,7 +34,7 @@ class RunFolder:
                                 "choose another --out.")
             shutil.rmtree(self.path)
         self.pictures.mkdir(parents=True)
-        checkpoint.replace(self.path / "config.json", config.to_json().encode())
+        self.write_config(config)
         self._open_events(0)
 
     def resume(self) -> Checkpoint:
@@ -59,6 +59,9 @@ class RunFolder:
         self.pictures.mkdir(exist_ok=True)
         self._open_events(step)
         return state
+
+    def write_config(self, config: RunConfig) -> None:
+        checkpoint.replace(self.path / "config.json", config.to_json().encode())
 
     @property
     def metrics_path(self) -> Path:
@@ -88,6 +91,11 @@ class RunFolder:
         checkpoint.replace(self.metrics_path, "".join(json.dumps(row) + "\n" for row in self.metrics).encode())
         checkpoint.save(self.checkpoint, state)
         self.events.flush()
+
+    def summarised(self, step: int) -> bool:
+        """Whether the summary of the run's first `step` steps is written."""
+        path = self.path / "summary.json"
+        return path.exists() and checkpoint.read_json(path).get("steps") == step
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         checkpoint.replace(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())

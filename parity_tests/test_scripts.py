@@ -206,6 +206,12 @@ def test_a_finished_run_can_be_made_longer_but_not_changed(script, tmp_path):
     assert "is complete at step 10" in script("train_torch", "--out", out, "--resume")[1]
     assert script("train_torch", "--out", out, "--resume", "--steps", 15)[0] == 0
     assert len(np.load(out / "step_losses.npy")) == 15
+    assert "is complete at step 15" in script("train_torch", "--out", out, "--resume")[1]
+    summary = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").unlink()  # as if killed just before
+    assert script("train_torch", "--out", out, "--resume")[0] == 0
+    again = json.loads((out / "summary.json").read_text())
+    assert (again["steps"], again["test_accuracy"]) == (15, summary["test_accuracy"])
     for change in (("--learning-rate", 0.5), ("--model", "nano"), ("--hidden-dim", 32), ("--seed", 1)):
         code, _, stderr = script("train_torch", "--out", out, "--resume", *change)
         assert code == 2
@@ -401,3 +407,15 @@ def test_user_errors_are_one_sentence(capsys):
         run_script(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: the value is 3, but must be 4: change it.\n"
+
+
+def test_ctrl_c_anywhere_ends_without_a_traceback(capsys):
+    from mixer_common.errors import run_script
+
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

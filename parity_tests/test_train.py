@@ -66,8 +66,12 @@ def assert_runs_equal(config: MixerConfig, recipe: TrainConfig, dataset: Dataset
     assert changed <= {"float64": 0, "float32": len(logits) // 20}[recipe.precision]
 
 
-@pytest.mark.parametrize("model", ["tutorial", "tiny"])
-def test_a_thousand_steps_on_digits(precision, model, digits):
+@pytest.mark.parametrize(("model", "precision"), [
+    ("tutorial", "float64"), ("tiny", "float32"), pytest.param("tiny", "float64", marks=pytest.mark.slow)])
+def test_a_thousand_steps_on_digits(model, precision, digits):
+    """Not the tutorial's block in float32: on digits it amplifies a rounding a millionfold, so that even two
+    runs of one framework that start one rounding apart end with different predictions."""
+    jax.config.update("jax_enable_x64", precision == "float64")
     assert_runs_equal(MODELS[model], replace(TUTORIAL, precision=precision), digits, 1000)
 
 
@@ -88,8 +92,10 @@ def test_with_everything_switched_on(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["mixer", "tutorial"])
-def test_with_everything_switched_on_for_three_epochs(precision, block, digits):
+@pytest.mark.parametrize(("block", "precision"), [
+    ("mixer", "float32"), ("mixer", "float64"), ("tutorial", "float64")])
+def test_with_everything_switched_on_for_three_epochs(block, precision, digits):
+    jax.config.update("jax_enable_x64", precision == "float64")
     assert_runs_equal(*everything(block, precision), digits, 3 * 179)
 
 
