@@ -119,6 +119,14 @@ class _Course:
             moments=state.moments, step=state.progress.step, device=device)
 
     def follow(self) -> int:
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._follow()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _follow(self) -> int:
         self._introduce()
         if self.progress.step >= self.total:
             if self.run.summarised(self.progress.step):
@@ -129,15 +137,12 @@ class _Course:
             return 0
         plots.first_batch(self.dataset.test_images, self.dataset.test_labels, self.dataset.class_names,
                           self.run.pictures / "first_test_batch.png")
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with Display(self.total, self.progress.step) as display:
-                while self.progress.step < self.total and not self.signal:
-                    self._epoch(display)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with Display(self.total, self.progress.step) as display:
+            while self.progress.step < self.total and not self.signal:
+                self._epoch(display)
         if self.progress.step < self.total:
+            if not self.progress.step:  # stopped before the first step
+                self._save()
             print(f"Stopped by {signal.Signals(self.signal).name} at step {self.progress.step:,} of "
                   f"{self.total:,}. Go on with: --out {self.run.path} --resume")
             return 128 + self.signal
@@ -191,6 +196,9 @@ class _Course:
                          f"{row['test_loss']:.4f}  test accuracy {row['test_accuracy']:7.2%}  {seconds:.1f} s  "
                          f"{row['images_per_second']:,.0f} images/s")
             self.logits = logits
+        self._save()
+
+    def _save(self) -> None:
         self.run.save(Checkpoint(self.config, self.progress, self.trainer.weights(), self.trainer.moments()))
 
     def _introduce(self) -> None:

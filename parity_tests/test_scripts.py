@@ -160,6 +160,16 @@ def test_resumed_in_the_middle_of_an_epoch_to_the_same_bits(script, monkeypatch,
         assert all(a[key] == b[key] for key in ("epoch", "step", "train_loss", "test_loss", "test_accuracy"))
 
 
+def test_stopped_before_its_first_step(script, monkeypatch, tmp_path):
+    out = tmp_path / "run"
+    monkeypatch.setattr("mixer_common.plots.first_batch", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert script("train_torch", *DIGITS, "--steps", 5, "--out", out)[0] == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert checkpoint.load(out / "checkpoint").progress.step == 0
+    assert script("train_torch", "--out", out, "--resume")[0] == 0
+    assert len(np.load(out / "step_losses.npy")) == 5
+
+
 @FRAMEWORKS
 def test_resumed_in_the_other_framework(script, monkeypatch, tmp_path, framework):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
