@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
-from mixer_common.checkpoint import RunConfig
+from mixer_common.checkpoint import Checkpoint, RunConfig
 from mixer_common.config import MODELS, MixerConfig
 from mixer_common.fields import by_name
 from mixer_common.recipe import RECIPES, TrainConfig
@@ -73,6 +73,7 @@ def parse(kind: type[T], description: str, default: T | None = None) -> T:
                     config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
 
 
-def load_framework(name: str) -> "Framework":
-    """The framework "jax" or "torch"; only the one asked for is imported."""
+def load_framework(asked: str, state: Checkpoint) -> "Framework":
+    """The framework "jax" or "torch", or for "auto" the one that trained last; only that one is imported."""
+    name = state.progress.frameworks[-1][0] if asked == "auto" else asked
     return importlib.import_module(f"mixer_{name}.framework").framework()

@@ -46,7 +46,7 @@ class RunFolder:
         step = state.progress.step
         try:
             losses = np.load(self.path / "step_losses.npy", allow_pickle=False)
-            lines = (self.path / "metrics.jsonl").read_text().splitlines() if self.metrics_path.exists() else []
+            lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
             rows = [json.loads(line) for line in lines]
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{self.path} cannot be resumed, its record of losses is damaged ({error}): "

@@ -39,8 +39,7 @@ def main() -> None:
     config = state.config
     print(f"Run      {arguments.run}: {config.model_name}, step {state.progress.step:,}, trained on "
           f"{config.dataset_source}", flush=True)
-    framework = load_framework(state.progress.frameworks[-1][0] if arguments.framework == "auto"
-                               else arguments.framework)
+    framework = load_framework(arguments.framework, state)
     device = framework.prepare(arguments.device, config.train.precision)
     dataset = load_dataset(config.dataset, arguments.data_dir, framework.download)
     if dataset.class_names != config.class_names:

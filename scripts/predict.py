@@ -36,8 +36,7 @@ def main() -> None:
     state = checkpoint.load_run(arguments.run)
     config = state.config
     images = np.stack([load_picture(path, config.picture_size) for path in arguments.images])
-    framework = load_framework(state.progress.frameworks[-1][0] if arguments.framework == "auto"
-                               else arguments.framework)
+    framework = load_framework(arguments.framework, state)
     device = framework.prepare(arguments.device, config.train.precision)
     print(f"{config.model_name} trained on {config.dataset_source}, in {framework.name} on "
           f"{framework.describe(device)}")
