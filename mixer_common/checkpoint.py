@@ -51,11 +51,11 @@ class RunConfig:
 class Progress:
     """How far a run has come."""
 
-    step: int = 0
+    step: int
+    frameworks: tuple[tuple[str, int], ...]  # who trained, from which step on
     train_seconds: float = 0.0  # in training steps, without compilation, evaluation and writing
     compile_seconds: float = 0.0  # the first dispatch of every start
     timed_steps: int = 0  # the steps that train_seconds covers
-    frameworks: tuple[tuple[str, int], ...] = ()  # who trained, from which step on
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """How far two sets of named arrays are apart, and how far rounding alone may take them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +11,53 @@ from mixer_common.config import MixerConfig
 # An error is a sum of many small independent ones, so nearly normal; the largest of a tensor's entries
 # reaches about five deviations, and a model amplifies what its first layers did a little.
 SAFETY = 8
+# Half the distance from 1 to the next number.
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-9}
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one activation, or one gradient, of side B is from side A's."""
+
+    name: str  # canonical: of an activation (config.activation_names) or of a weight
+    max_error: float  # largest absolute difference over largest magnitude; inf where shapes differ
+    l2_error: float  # norm of the difference over the norm
+    bound: float  # of max_error: what counts as rounding
+    note: str = ""  # where the arrays cannot be subtracted: why
+
+    @property
+    def past(self) -> bool:
+        """Whether the error is past the bound; NaN is."""
+        return not self.max_error <= self.bound
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, for people."""
+
+    name: str  # what the user called it
+    what: str  # model, format, step
+    runs_in: str  # framework, version, device
+    step_losses: np.ndarray | None = None  # (steps,), where the side is a run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a comparison found; scripts/compare.py prints it, mixer_common/report.py draws it."""
+
+    a: Side
+    b: Side
+    images: str  # how many, of which data
+    precision: str
+    weights: str  # one sentence: equal to the bit, or where they part first
+    activations: tuple[LayerError, ...]  # in network order
+    gradients: tuple[LayerError, ...]  # in network order; empty where not asked for
+    cause: str  # one or two sentences on the first layer past its bound; empty where none is
+
+    @property
+    def first(self) -> LayerError | None:
+        """Where the sides part first: among the activations, else among the gradients from the last back."""
+        return next((error for error in (*self.activations, *reversed(self.gradients)) if error.past), None)
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray, scale: float | None = None) -> float:
@@ -32,24 +80,37 @@ def relative_errors(values: Mapping[str, np.ndarray], references: Mapping[str, n
             for name, reference in references.items()}
 
 
-def first_past(errors: Mapping[str, float], bound: float) -> str | None:
-    """Name of the first array whose error is not within the bound (NaN is not), or None."""
-    return next((name for name, error in errors.items() if not error <= bound), None)
+def first_past(errors: Mapping[str, float], bounds: Mapping[str, float]) -> str | None:
+    """Name of the first array whose error is not within its bound (NaN is not), or None."""
+    return next((name for name, error in errors.items() if not error <= bounds[name]), None)
 
 
-def forward_bound(config: MixerConfig, unit_roundoff: float) -> float:
-    """Largest relative error that rounding explains between two forward passes.
+def forward_bounds(config: MixerConfig, unit_roundoff: float) -> dict[str, float]:
+    """Largest relative error of each activation that rounding explains between two forward passes.
 
     A sum of n terms rounds n times; the errors behave like a random walk, √n · u rather than n · u
     (Higham & Mary 2019, doi 10.1137/18M1226312). Layers follow each other, so their n add up under the
     root; two implementations err independently, hence the factor 2.
     """
-    return 2 * SAFETY * unit_roundoff * math.sqrt(_roundings(config))
+    C, S = config.hidden_dim, config.num_patches
+    tutorial = config.block == "tutorial"
+    sums = {"stem": 3 * config.patch_size**2}  # terms in the sums of each activation
+    for i in range(config.num_blocks):
+        for norm, size, mlp, width, hidden in (
+                ("token_norm", S if tutorial else C, "token_mixing", C if tutorial else S, config.tokens_mlp_dim),
+                ("channel_norm", C, "channel_mixing", C, config.channels_mlp_dim)):
+            sums |= {f"blocks.{i}.{norm}": size, f"blocks.{i}.{mlp}.fc1": width, f"blocks.{i}.{mlp}.gelu": 1,
+                     f"blocks.{i}.{mlp}.fc2": hidden, f"blocks.{i}.{mlp}": 1}
+    sums |= {"norm": C, "pool": S, "head": C}
+    roundings = np.cumsum(list(sums.values()))
+    return dict(zip(sums, (2 * SAFETY * unit_roundoff * np.sqrt(roundings)).tolist(), strict=True))
 
 
 def gradient_bound(config: MixerConfig, unit_roundoff: float, batch_size: int) -> float:
     """The same for gradients: the way forward, the way back, and the sum over images and patches."""
-    return 2 * SAFETY * unit_roundoff * math.sqrt(3 * _roundings(config) + batch_size * config.num_patches)
+    forward = forward_bounds(config, unit_roundoff)["head"]
+    summing = 2 * SAFETY * unit_roundoff * math.sqrt(batch_size * config.num_patches)
+    return math.hypot(math.sqrt(3) * forward, summing)
 
 
 def gradient_scales(gradients: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -65,11 +126,3 @@ def gradient_scales(gradients: Mapping[str, np.ndarray]) -> dict[str, float]:
         layers[layer] = max(layers.get(layer, 0.0), float(np.abs(array).max()))
     return {name: layers[name.rpartition(".")[0]] for name in gradients}
 
-
-def _roundings(config: MixerConfig) -> int:
-    """Terms in the sums from a pixel to a logit: convolution, norms, MLPs, the mean, the head."""
-    C, S = config.hidden_dim, config.num_patches
-    tutorial = config.block == "tutorial"
-    block: Iterable[int] = (S if tutorial else C, C if tutorial else S, config.tokens_mlp_dim, C, C,
-                            config.channels_mlp_dim)
-    return 3 * config.patch_size**2 + config.num_blocks * sum(block) + C + S + C

@@ -19,8 +19,9 @@ class MixerConfig:
     Raises UserError where a size is not positive, does not divide, or a choice is unknown.
     """
 
-    image_size: int = 32  # pixels, height and width
-    patch_size: int = 4  # pixels; divides image_size
+    image_size: int = 32  # pixels: the height, and the width where image_width does not say otherwise
+    image_width: int = 0  # pixels; 0: as wide as high
+    patch_size: int = 4  # pixels; divides height and width
     num_classes: int = 10  # in training, the data set's
     hidden_dim: int = 64  # C, the channels of every token
     num_blocks: int = 2  # each mixes tokens, then channels
@@ -38,9 +39,12 @@ class MixerConfig:
                      "tokens_mlp_dim", "channels_mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
-                            "choose sizes where the patch divides the image.")
+        if self.image_width < 0:
+            raise UserError(f"image_width is {self.image_width}, but must be at least 1, or 0 for a square image.")
+        for name in ("image_size", "image_width"):
+            if getattr(self, name) % self.patch_size:
+                raise UserError(f"{name} {getattr(self, name)} is not a multiple of patch_size {self.patch_size}: "
+                                "choose sizes where the patch divides the image.")
         if not 0 < self.layer_norm_epsilon < 1:
             raise UserError(f"layer_norm_epsilon is {self.layer_norm_epsilon}, "
                             "but must lie between 0 and 1.")
@@ -49,9 +53,20 @@ class MixerConfig:
                             "but a drop rate must be at least 0 and below 1.")
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return self.image_size, self.image_width or self.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
     def num_patches(self) -> int:
         """S, the number of tokens."""
-        return (self.image_size // self.patch_size) ** 2
+        return math.prod(self.grid)
 
     @property
     def num_parameters(self) -> int:

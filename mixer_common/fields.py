@@ -1,7 +1,7 @@
 """Dataclasses of numbers and choices: checking them, reading them back, finding them by name."""
 
 import difflib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from mixer_common.errors import UserError
@@ -34,10 +34,14 @@ def check_fields(config: Any) -> None:
 
 
 def from_dict(kind: type[T], values: Any, where: str) -> T:
-    """The dataclass `kind` from what its `asdict` became in JSON; `where` names the file in errors."""
+    """The dataclass `kind` from what its `asdict` became in JSON; `where` names the file in errors.
+
+    A field with a default may be missing: it is younger than the file.
+    """
     names = {field.name for field in fields(kind)}
-    if not isinstance(values, dict) or set(values) != names:
-        given = set(values) if isinstance(values, dict) else set()
-        raise UserError(f"{where} does not hold a {kind.__name__}: missing {sorted(names - given)}, "
+    required = {field.name for field in fields(kind) if field.default is MISSING}
+    given = set(values) if isinstance(values, dict) else set()
+    if not isinstance(values, dict) or not required <= given <= names:
+        raise UserError(f"{where} does not hold a {kind.__name__}: missing {sorted(required - given)}, "
                         f"unknown {sorted(given - names)}; it was written by another version or changed.")
     return kind(**values)

@@ -76,7 +76,7 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
         run = run or RunFolder(Path("runs") / (f"{framework.name}-{arguments.model}-{dataset.name}-"
                                                f"{arguments.train.seed}"))
         run.create(run_config, arguments.overwrite)
-        state = Checkpoint(run_config, Progress(frameworks=((framework.name, 0),)),
+        state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)),
                            initial_weights(config, arguments.train.seed), None)
     return _Course(framework, device, run, state, dataset).follow()
 
@@ -206,7 +206,7 @@ class _Course:
         if self.dataset.notice:
             print(f"\n*** {self.dataset.notice} ***\n")
         print(f"Model    MLP-Mixer {config.model_name}, {config.model.num_parameters:,} parameters, "
-              f"{config.model.image_size} px in patches of {config.model.patch_size}")
+              f"{config.model.image_shape[0]}x{config.model.image_shape[1]} px in patches of {config.model.patch_size}")
         print(f"Data     {self.dataset.source}: {len(self.dataset.train_images):,} training and "
               f"{len(self.dataset.test_images):,} test images of {config.picture_size} px")
         print(f"Recipe   {config.recipe_name}: {recipe.optimizer}, learning rate {recipe.learning_rate:g}, batch "

@@ -22,7 +22,7 @@ BATCH_SIZE = 500
 def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str) -> Array:
     """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
-    pixels = to_pixels(images, model.config.image_size, dtype).astype(compute)
+    pixels = to_pixels(images, model.config.image_shape, dtype).astype(compute)
     drop_path = None if drop_path is None else drop_path.astype(compute)
     graphdef, weights = nnx.split(model)
     model = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(compute), weights))

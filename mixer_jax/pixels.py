@@ -8,14 +8,15 @@ from mixer_common.data import resize_matrix
 from mixer_common.plan import PIXEL_SCALE
 
 
-def to_pixels(images: Array, image_size: int, dtype: np.dtype) -> Array:
-    """uint8 (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, image_size, image_size, 3) where that differs.
+def to_pixels(images: Array, image_shape: tuple[int, int], dtype: np.dtype) -> Array:
+    """uint8 (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, *image_shape, 3) where that differs.
 
     2 · byte − 255 is exact in `dtype` (float32 or float64), and one product follows: however a compiler
     groups it, both frameworks get the same bits.
     """
     pixels = (2 * images.astype(dtype) - 255) * jnp.asarray(PIXEL_SCALE, dtype)
-    if images.shape[1:3] == (image_size, image_size):
+    if images.shape[1:3] == image_shape:
         return pixels
-    rows, columns = (jnp.asarray(resize_matrix(size, image_size), dtype) for size in images.shape[1:3])
+    rows, columns = (jnp.asarray(resize_matrix(*sizes), dtype)
+                     for sizes in zip(images.shape[1:3], image_shape, strict=True))
     return jnp.einsum("hi,bijc,wj->bhwc", rows, pixels, columns)

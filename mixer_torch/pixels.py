@@ -7,15 +7,15 @@ from mixer_common.data import resize_matrix
 from mixer_common.plan import PIXEL_SCALE
 
 
-def to_pixels(images: Tensor, image_size: int, dtype: torch.dtype) -> Tensor:
-    """uint8 (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, image_size, image_size, 3) where that differs.
+def to_pixels(images: Tensor, image_shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """uint8 (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, *image_shape, 3) where that differs.
 
     2 · byte − 255 is exact in `dtype` (float32 or float64), and one product follows: however a compiler
     groups it, both frameworks get the same bits.
     """
     pixels = (2 * images.to(dtype) - 255) * PIXEL_SCALE
-    if images.shape[1:3] == (image_size, image_size):
+    if images.shape[1:3] == image_shape:
         return pixels
-    rows, columns = (torch.tensor(resize_matrix(size, image_size), dtype=dtype, device=images.device)
-                     for size in images.shape[1:3])
+    rows, columns = (torch.tensor(resize_matrix(*sizes), dtype=dtype, device=images.device)
+                     for sizes in zip(images.shape[1:3], image_shape, strict=True))
     return torch.einsum("hi,bijc,wj->bhwc", rows, pixels, columns)

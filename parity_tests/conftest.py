@@ -18,8 +18,6 @@ from mixer_common.data import Dataset, load_dataset
 from mixer_common.errors import UserError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-# Half the distance from 1 to the next number.
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8 / 2}
 
 
 @pytest.fixture(autouse=True)

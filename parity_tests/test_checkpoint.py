@@ -24,7 +24,7 @@ def example(step: int = 7, optimizer: str = "adam", dtype: str = "float64") -> C
     arrays = [{name: array.astype(dtype) / 3 for name, array in random_weights(config, seed).items()}
               for seed in range(3)]
     moments = dict(zip(MOMENTS[optimizer], arrays[1:], strict=False))
-    return Checkpoint(run, Progress(step, 1.5, 0.25, 6, (("jax", 0), ("torch", 3))), arrays[0], moments)
+    return Checkpoint(run, Progress(step, (("jax", 0), ("torch", 3)), 1.5, 0.25, 6), arrays[0], moments)
 
 
 @pytest.mark.parametrize("optimizer", MOMENTS)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import UNIT_ROUNDOFF
 
 import mixer_jax.train
 import mixer_torch.train
+from mixer_common.compare import UNIT_ROUNDOFF
 from mixer_common.config import MODELS, MixerConfig
 from mixer_common.data import Dataset
 from mixer_common.init import initial_weights
