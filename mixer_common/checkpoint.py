@@ -34,6 +34,7 @@ class RunConfig:
     dataset_fingerprint: str
     class_names: tuple[str, ...]
     picture_size: int  # pixels, height and width of the data set's images
+    init_from: str = ""  # the weights that the run began from; empty: those that the seed draws
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -75,9 +76,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     new.mkdir(parents=True)
     try:
         write(new / "config.json", checkpoint.config.to_json().encode())
-        write(new / "model.safetensors", to_bytes(dict(checkpoint.weights)))
+        # Contiguous, because safetensors writes the memory of a transposed view as it lies there.
+        write(new / "model.safetensors", to_bytes({
+            name: np.ascontiguousarray(array) for name, array in checkpoint.weights.items()}))
         write(new / "optimizer.safetensors", to_bytes({
-            f"{moment}.{name}": array for moment, arrays in checkpoint.moments.items()
+            f"{moment}.{name}": np.ascontiguousarray(array) for moment, arrays in checkpoint.moments.items()
             for name, array in arrays.items()}))
         write(new / "progress.json", (json.dumps(asdict(checkpoint.progress), indent=2) + "\n").encode())
     except BaseException:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import tyro
 
 from mixer_common.checkpoint import Checkpoint, RunConfig
-from mixer_common.config import MODELS, MixerConfig
+from mixer_common.config import MODELS, MixerConfig, model_name
+from mixer_common.errors import UserError
 from mixer_common.fields import by_name
 from mixer_common.recipe import RECIPES, TrainConfig
+from mixer_common.weight_files import load_weights
 
 if TYPE_CHECKING:
     from mixer_common.loop import Framework
@@ -37,6 +39,10 @@ class TrainArguments:
     """Continue the run in --out, whichever framework began it."""
     overwrite: bool = False
     """Delete the run in --out and begin anew."""
+    init_from: Path | None = None
+    """Start from these weights instead of --model: a run, or a file in any format that convert.py reads. Their
+    sizes are the defaults below; --image-size carries them to another size, and a head of another number of
+    classes than the data set's starts anew as zeros."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU where there is one."""
     config: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=MixerConfig)
@@ -50,21 +56,31 @@ class TorchTrainArguments(TrainArguments):
 
 
 def parse_train(kind: type[T], description: str) -> T:
-    """The command line's arguments. The named model and recipe, or the run to resume, give the defaults."""
+    """The command line's arguments. The named model or the weights to start from, and the named recipe, or the
+    run to resume, give the defaults."""
     names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names.add_argument("--model")
     names.add_argument("--recipe")
     names.add_argument("--out", type=Path)
+    names.add_argument("--init-from", type=Path)
     names.add_argument("--resume", action="store_true")
     known, _ = names.parse_known_args()
+    if known.init_from and (known.model or known.resume):
+        raise UserError(f"--init-from brings its own model and begins a new run: leave "
+                        f"{'--model' if known.model else '--resume'} out.")
     if known.resume and known.out:
         run = RunConfig.from_json(known.out / "config.json")
         default = kind(model=run.model_name, recipe=run.recipe_name, dataset=run.dataset, config=run.model,
                        train=run.train)
     else:
-        model, recipe = known.model or kind.model, known.recipe or kind.recipe
-        default = kind(model=model, recipe=recipe, config=by_name("model", MODELS, model),
-                       train=by_name("recipe", RECIPES, recipe))
+        recipe = known.recipe or kind.recipe
+        if known.init_from:
+            config = load_weights(known.init_from).config
+            model = model_name(config)
+        else:
+            model = known.model or kind.model
+            config = by_name("model", MODELS, model)
+        default = kind(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
     return parse(kind, description, default)
 
 

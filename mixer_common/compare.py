@@ -80,6 +80,31 @@ def relative_errors(values: Mapping[str, np.ndarray], references: Mapping[str, n
             for name, reference in references.items()}
 
 
+def layer_errors(values: Mapping[str, np.ndarray], references: Mapping[str, np.ndarray],
+                 bounds: Mapping[str, float], scales: Mapping[str, float] | None = None) -> tuple[LayerError, ...]:
+    """The errors of side B's arrays (`values`) against side A's (`references`), in network order.
+
+    Arrays of different shapes, and those that only one side has, are infinitely far apart.
+    """
+    scales = scales or {}
+    longer, shorter = (values, references) if len(values) > len(references) else (references, values)
+    errors = []
+    for name in (*longer, *(name for name in shorter if name not in longer)):
+        if name not in values or name not in references:
+            note = f"only in {'A' if name in references else 'B'}"
+        elif values[name].shape != references[name].shape:
+            note = f"shape {references[name].shape} in A, {values[name].shape} in B"
+        else:
+            value, reference = values[name].astype(np.float64), references[name].astype(np.float64)
+            length, difference = np.linalg.norm(reference), np.linalg.norm(value - reference)
+            errors.append(LayerError(
+                name, relative_error(value, reference, scales.get(name)),
+                float(difference / length) if length else math.inf if difference else 0.0, bounds[name]))
+            continue
+        errors.append(LayerError(name, math.inf, math.inf, bounds.get(name, 0.0), note))
+    return tuple(errors)
+
+
 def first_past(errors: Mapping[str, float], bounds: Mapping[str, float]) -> str | None:
     """Name of the first array whose error is not within its bound (NaN is not), or None."""
     return next((name for name, error in errors.items() if not error <= bounds[name]), None)

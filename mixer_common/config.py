@@ -97,6 +97,14 @@ MODELS: dict[str, MixerConfig] = {
 }
 
 
+def model_name(config: MixerConfig) -> str:
+    """The named model of these sizes, whatever its classes and details of its functions; else "custom"."""
+    sizes = ("image_size", "image_width", "patch_size", "hidden_dim", "num_blocks", "tokens_mlp_dim",
+             "channels_mlp_dim", "block")
+    return next((name for name, model in MODELS.items()
+                 if all(getattr(model, size) == getattr(config, size) for size in sizes)), "custom")
+
+
 def weight_shapes(config: MixerConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the canonical weights, in network order: the `state_dict` of the PyTorch model.
 

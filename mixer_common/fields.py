@@ -26,6 +26,8 @@ def check_fields(config: Any) -> None:
             if value not in get_args(kind):
                 raise UserError(f"{field.name} is {value!r}: choose one of "
                                 f"{', '.join(map(str, get_args(kind)))}.")
+        elif kind is bool and not isinstance(value, bool):
+            raise UserError(f"{field.name} is {value!r}, but must be true or false.")
         elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
             raise UserError(f"{field.name} is {value!r}, but must be a whole number.")
         elif kind is float and (not isinstance(value, int | float) or isinstance(value, bool)

@@ -5,7 +5,7 @@ import platform
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,15 +15,18 @@ import numpy as np
 from mixer_common import metrics, plots
 from mixer_common.checkpoint import Checkpoint, Progress, RunConfig
 from mixer_common.cli import TrainArguments
-from mixer_common.config import MODELS
+from mixer_common.config import MODELS, MixerConfig, weight_shapes
 from mixer_common.data import Dataset, load_dataset
 from mixer_common.errors import UserError
 from mixer_common.init import initial_weights
 from mixer_common.plan import EpochPlan, epoch_plan
 from mixer_common.progress import Display
 from mixer_common.recipe import learning_rates, total_steps
+from mixer_common.resolution import change_image_size
 from mixer_common.runlog import RunFolder
 from mixer_common.sampling import steps_in_epoch
+from mixer_common.weight_files import load_weights
+from mixer_common.weights import check_weights, replace_head
 
 SECONDS_PER_DISPATCH = 0.5  # between two looks at the signals
 
@@ -48,6 +51,8 @@ class Framework:
     describe: Callable[[Any], str]  # device -> words
     trainer: Callable[..., Trainer]
     logits: Callable[..., np.ndarray]  # (config, weights, images, precision, device) -> (N, num_classes)
+    activations: Callable[..., dict[str, np.ndarray]]  # the same -> by name, in network order
+    gradients: Callable[..., dict[str, np.ndarray]]  # (..., images, labels, precision, device) -> canonical
     download: Callable[[Path], None]
 
 
@@ -65,20 +70,45 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
         state = _continued(state, arguments, framework, dataset, run)
         run.write_config(state.config)
     else:
-        config = replace(arguments.config, num_classes=len(dataset.class_names))
-        if arguments.config.num_classes not in (config.num_classes, MODELS[arguments.model].num_classes):
-            raise UserError(f"num_classes is {arguments.config.num_classes}, but {dataset.name} has "
-                            f"{config.num_classes} classes: leave --num-classes out, the data set decides.")
+        config, weights = _start(arguments, dataset)
         steps_in_epoch(len(dataset.train_images), arguments.train.batch_size)
         run_config = RunConfig(
             arguments.model, arguments.recipe, framework.name, config, arguments.train, dataset.name,
-            dataset.source, dataset.fingerprint, dataset.class_names, dataset.train_images.shape[1])
+            dataset.source, dataset.fingerprint, dataset.class_names, dataset.train_images.shape[1],
+            str(arguments.init_from or ""))
         run = run or RunFolder(Path("runs") / (f"{framework.name}-{arguments.model}-{dataset.name}-"
                                                f"{arguments.train.seed}"))
         run.create(run_config, arguments.overwrite)
         state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)),
-                           initial_weights(config, arguments.train.seed), None)
+                           weights, None)
     return _Course(framework, device, run, state, dataset).follow()
+
+
+def _start(arguments: TrainArguments, dataset: Dataset) -> tuple[MixerConfig, Mapping[str, np.ndarray]]:
+    """The model that is trained and its first weights: drawn from the seed, or those of --init-from."""
+    config, num_classes = arguments.config, len(dataset.class_names)
+    start = load_weights(arguments.init_from) if arguments.init_from else None
+    default = start.config if start else MODELS[arguments.model]
+    if config.num_classes not in (num_classes, default.num_classes):
+        raise UserError(f"num_classes is {config.num_classes}, but {dataset.name} has "
+                        f"{num_classes} classes: leave --num-classes out, the data set decides.")
+    config = replace(config, num_classes=num_classes)
+    if start is None:
+        return config, initial_weights(config, arguments.train.seed)
+    print(f"Start    {start.format} weights in {arguments.init_from}", flush=True)
+    if start.assumed:
+        print("         not in the file, but usual for it: "
+              + ", ".join(f"{name} {getattr(config, name)}" for name in start.assumed))
+    if config.image_shape != start.config.image_shape:
+        start, how = change_image_size(start, config.image_size)
+        print(f"         image size: {how}")
+        if config.tokens_mlp_dim == default.tokens_mlp_dim:
+            config = replace(config, tokens_mlp_dim=start.config.tokens_mlp_dim)
+    if num_classes != start.config.num_classes:
+        print(f"         head: {start.config.num_classes} classes replaced by zeros for {num_classes}")
+        start = replace_head(start, num_classes)
+    check_weights(start.arrays, weight_shapes(config), str(arguments.init_from))
+    return config, start.arrays
 
 
 def _continued(state: Checkpoint, arguments: TrainArguments, framework: Framework, dataset: Dataset,

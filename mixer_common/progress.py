@@ -4,7 +4,16 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 SECONDS_BETWEEN_LINES = 15
 
@@ -34,6 +43,37 @@ class Display:
         self.bar.update(self.task, description=what, completed=step, figures=figures)
         if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.line(f"  step {step:,} of {self.total:,}  {figures}  {seconds_left:,.0f} s left")
+
+    def line(self, text: str) -> None:
+        self.bar.console.print(text, markup=False)
+        sys.stdout.flush()
+        self.last_line = time.monotonic()
+
+
+class ByteDisplay:
+    """Progress in bytes. Use as a context; call it with what happens, the bytes done and their total."""
+
+    def __init__(self):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "ByteDisplay":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what, total=total)
+        self.bar.update(self.tasks[what], completed=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.line(f"  {what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
     def line(self, text: str) -> None:
         self.bar.console.print(text, markup=False)

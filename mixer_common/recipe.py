@@ -16,7 +16,7 @@ class TrainConfig:
 
     One step, with g the gradient of the batch's mean loss, t counting from 1 and lr(t) the schedule:
 
-    1. clip_norm > 0: g ← g · min(1, clip_norm / ‖g‖), ‖g‖ over all parameters.
+    1. clip_norm > 0: g ← g · min(1, clip_norm / ‖g‖), ‖g‖ over all parameters that learn.
     2. adam, sgd: g ← g + weight_decay · w; adamw: w ← w − lr · weight_decay · w. Only arrays of two or
        more axes decay; biases and norms never do.
     3. adam, adamw: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g²,
@@ -25,6 +25,7 @@ class TrainConfig:
 
     precision float64 and float32 hold and compute everything so; bfloat16 holds weights and moments in
     float32 and computes the model in bfloat16, the statistics of its norms and the loss in float32.
+    freeze_backbone leaves every weight but the head's as it is.
     """
 
     batch_size: int = 4  # images a step
@@ -39,6 +40,7 @@ class TrainConfig:
     beta1: float = 0.9  # adam's and adamw's
     beta2: float = 0.999  # adam's and adamw's
     adam_epsilon: float = 1e-8  # adam's and adamw's, added to the root
+    freeze_backbone: bool = False  # the head learns alone
     epochs: int = 10  # passes through the training images
     steps: int = 0  # 0: as many as the epochs have; else the run ends after so many
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: of the model, not its weights

@@ -13,6 +13,16 @@ from mixer_common.checkpoint import Checkpoint, RunConfig
 from mixer_common.errors import UserError
 
 
+def read_losses(run: Path) -> np.ndarray:
+    """The training loss of every step of a run: (steps,). Raises UserError where its file is missing or damaged."""
+    path = run / "step_losses.npy"
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}, the run's losses, cannot be read ({error}): use another copy of the run, "
+                        "or start a new one.") from None
+
+
 class RunFolder:
     """config.json, metrics.jsonl, step_losses.npy, summary.json, checkpoint/, TensorBoard events, pictures/."""
 
@@ -44,12 +54,12 @@ class RunFolder:
             raise UserError(f"{self.path} was stopped before its first checkpoint: begin it anew with --overwrite.")
         state = checkpoint.load(self.checkpoint)
         step = state.progress.step
+        losses = read_losses(self.path)
         try:
-            losses = np.load(self.path / "step_losses.npy", allow_pickle=False)
             lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
             rows = [json.loads(line) for line in lines]
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{self.path} cannot be resumed, its record of losses is damaged ({error}): "
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} cannot be resumed, its metrics.jsonl is damaged ({error}): "
                             "start a new run.") from None
         if len(losses) < step:
             raise UserError(f"{self.path / 'step_losses.npy'} holds {len(losses)} losses, but the checkpoint is "

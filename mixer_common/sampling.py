@@ -5,7 +5,7 @@ import numpy as np
 from mixer_common.config import MixerConfig
 from mixer_common.errors import UserError
 
-_PURPOSES = {"init": 0, "order": 1, "stochastic_depth": 2}
+_PURPOSES = {"init": 0, "order": 1, "stochastic_depth": 2, "noise": 3}
 
 
 def generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from mixer_common.config import MixerConfig
-from mixer_jax.model import Mixer, create
+from mixer_common.config import MixerConfig, activation_names
+from mixer_jax.model import Mixer, Record, create, ignore
 from mixer_jax.pixels import to_pixels
 
 WEIGHTS_DTYPE = {"float32": np.float32, "bfloat16": np.float32, "float64": np.float64}
@@ -19,14 +19,14 @@ COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jn
 BATCH_SIZE = 500
 
 
-def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str) -> Array:
+def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str, record: Record = ignore) -> Array:
     """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
     pixels = to_pixels(images, model.config.image_shape, dtype).astype(compute)
     drop_path = None if drop_path is None else drop_path.astype(compute)
     graphdef, weights = nnx.split(model)
     model = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(compute), weights))
-    return model(pixels, drop_path).astype(dtype)
+    return model(pixels, drop_path, record).astype(dtype)
 
 
 def logits(model: Mixer, images: np.ndarray, precision: str) -> np.ndarray:
@@ -45,6 +45,21 @@ def logits_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], im
                       device: jax.Device) -> np.ndarray:
     """The same, of canonical weights."""
     return logits(create(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)
+
+
+def activations_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray,
+                           precision: str, device: jax.Device) -> dict[str, np.ndarray]:
+    """Every activation of one forward pass, in network order and in the weights' dtype; "head" is the logits."""
+    graphdef, state = nnx.split(create(config, weights, device, WEIGHTS_DTYPE[precision]))
+
+    @jax.jit
+    def run(state: nnx.State, images: Array) -> dict[str, Array]:
+        recorded: dict[str, Array] = {}
+        forward(nnx.merge(graphdef, state), images, None, precision, recorded.__setitem__)
+        return {name: value.astype(WEIGHTS_DTYPE[precision]) for name, value in recorded.items()}
+
+    recorded = run(state, images)  # a dict comes back from jit sorted by its keys
+    return {name: np.asarray(recorded[name]) for name in activation_names(config)}
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -12,10 +12,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from mixer_common.config import MixerConfig, activation_names, weight_shapes
+from mixer_common.config import MixerConfig, weight_shapes
 from mixer_common.weights import check_weights, from_flax, to_flax
 
 Record = Callable[[str, Array], None]
+
+
+def ignore(name: str, value: Array) -> None:
+    """Records nothing."""
 
 
 class Stem(nnx.Module):
@@ -122,8 +126,7 @@ class Mixer(nnx.Module):
         self.norm = LayerNorm(config.hidden_dim, config.layer_norm_epsilon)
         self.head = Linear(config.hidden_dim, config.num_classes)
 
-    def __call__(self, pixels: Array, drop_path: Array | None = None,
-                 record: Record = lambda name, value: None) -> Array:
+    def __call__(self, pixels: Array, drop_path: Array | None = None, record: Record = ignore) -> Array:
         """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
 
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
@@ -165,20 +168,6 @@ def to_canonical(config: MixerConfig, state: nnx.State) -> dict[str, np.ndarray]
     """Canonical arrays of weights, gradients or moments held in the model's state; copies."""
     return from_flax({_dotted(path): np.array(variable[...]) for path, variable in nnx.to_flat_state(state)},
                      weight_shapes(config))
-
-
-def activations(model: Mixer, pixels: Array) -> dict[str, np.ndarray]:
-    """Every activation of a forward pass, in network order; the last, "head", is the logits."""
-    graphdef, params = nnx.split(model)
-
-    @jax.jit
-    def forward(params: nnx.State, pixels: Array) -> dict[str, Array]:
-        recorded: dict[str, Array] = {}
-        nnx.merge(graphdef, params)(pixels, record=recorded.__setitem__)
-        return recorded
-
-    recorded = forward(params, pixels)  # a dict comes back from jit sorted by its keys
-    return {name: np.asarray(recorded[name]) for name in activation_names(model.config)}
 
 
 def gelu(x: Array, form: str) -> Array:

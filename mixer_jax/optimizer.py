@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 from jax import Array
 
+from mixer_common.config import MixerConfig
 from mixer_common.recipe import MOMENTS, TrainConfig
-from mixer_jax.model import Mixer, from_canonical, to_canonical
+from mixer_jax.model import from_canonical, to_canonical
 
 # optax's name for what the canonical form calls momentum.
 _OPTAX_NAMES = {"momentum": "trace"}
@@ -37,16 +38,20 @@ def create(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
         _descend())
 
 
-def moments(model: Mixer, state: Any, recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
-    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS."""
-    return {name: to_canonical(model.config, optax.tree.get(state, _OPTAX_NAMES.get(name, name)))
+def moments(config: MixerConfig, state: Any, frozen: nnx.State,
+            recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
+    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS.
+
+    Those of the `frozen` weights are zero.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, frozen)
+    return {name: to_canonical(config, nnx.merge_state(optax.tree.get(state, _OPTAX_NAMES.get(name, name)), zeros))
             for name in MOMENTS[recipe.optimizer]}
 
 
-def load_moments(model: Mixer, state: Any, recipe: TrainConfig,
+def load_moments(params: nnx.State, state: Any, recipe: TrainConfig,
                  arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
-    """The optimizer's state with its moments replaced by canonical arrays."""
-    params = nnx.state(model, nnx.Param)
+    """The optimizer's state with its moments replaced by canonical arrays; `params`: the weights that learn."""
     return optax.tree.set(state, **{
         _OPTAX_NAMES.get(name, name): from_canonical(params, arrays[name]) for name in MOMENTS[recipe.optimizer]})
 

@@ -31,6 +31,19 @@ def loss(logits: Array, labels: Array, label_smoothing: float) -> Array:
     return (1 - label_smoothing) * nll - label_smoothing * log_probabilities.mean()
 
 
+def gradients_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray,
+                         labels: np.ndarray, precision: str, device: jax.Device) -> dict[str, np.ndarray]:
+    """Canonical gradients of the mean cross-entropy of uint8 images (B, H, W, 3), nothing dropped."""
+    graphdef, params = nnx.split(create(config, weights, device, WEIGHTS_DTYPE[precision]))
+
+    @jax.jit
+    @jax.grad
+    def run(params: nnx.State, images: Array, labels: Array) -> Array:
+        return loss(forward(nnx.merge(graphdef, params), images, None, precision), labels, 0.0)
+
+    return to_canonical(config, run(params, images, labels))
+
+
 class Trainer:
     """A model in training: weights, optimizer state and data set on the device.
 
@@ -44,12 +57,13 @@ class Trainer:
                  device: jax.Device | None = None):
         """weights, moments: canonical, as they are after `step` steps; images: uint8 (N, H, W, 3)."""
         self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
-        self.model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
-        self.graphdef, self.params = nnx.split(self.model)
+        model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        learns = (lambda path, value: path[0] == "head") if recipe.freeze_backbone else nnx.Param
+        self.graphdef, self.params, self.frozen = nnx.split(model, learns, ...)
         self.optimizer = optimizer.create(recipe)
         opt_state = self.optimizer.init(self.params)
         if moments is not None:
-            opt_state = optimizer.load_moments(self.model, opt_state, recipe, moments)
+            opt_state = optimizer.load_moments(self.params, opt_state, recipe, moments)
         # On the device as the loop will return it, or the second call would compile anew.
         self.opt_state = jax.device_put(opt_state, self.device)
         self.images, self.labels = jax.device_put((images, labels.astype(np.int32)), self.device)
@@ -67,31 +81,32 @@ class Trainer:
     def train(self, first: int, last: int) -> np.ndarray:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
         self.params, self.opt_state, self.losses = self._run(
-            (self.params, self.opt_state, self.losses), self.images, self.labels, self.plan, first, last)
+            (self.params, self.opt_state, self.losses), self.frozen, self.images, self.labels, self.plan, first, last)
         return np.asarray(self.losses)[first:last]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return evaluate.logits(nnx.merge(self.graphdef, self.params), images, self.recipe.precision)
+        return evaluate.logits(nnx.merge(self.graphdef, self.params, self.frozen), images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
-        return to_canonical(self.config, self.params)
+        return to_canonical(self.config, nnx.merge_state(self.params, self.frozen))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        return optimizer.moments(self.model, self.opt_state, self.recipe)
+        return optimizer.moments(self.config, self.opt_state, self.frozen, self.recipe)
 
-    def _steps(self, state: tuple, images: Array, labels: Array, plan: dict, first: Array, last: Array) -> tuple:
+    def _steps(self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array,
+               last: Array) -> tuple:
         # A loop with bounds that it is told at run time: one program serves every chunk, so a run's bits do
         # not depend on where it was cut into dispatches, or interrupted.
-        return jax.lax.fori_loop(first, last, partial(self._step, images, labels, plan), state)
+        return jax.lax.fori_loop(first, last, partial(self._step, frozen, images, labels, plan), state)
 
-    def _step(self, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:
+    def _step(self, frozen: nnx.State, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:
         params, opt_state, losses = state
         batch = plan["indices"][i]
         drop_path = None if plan["drop_path"] is None else plan["drop_path"][i]
 
         def objective(params: nnx.State) -> Array:
-            model = nnx.merge(self.graphdef, params)
+            model = nnx.merge(self.graphdef, params, frozen)
             logits = forward(model, images[batch], drop_path, self.recipe.precision)
             return loss(logits, labels[batch], self.recipe.label_smoothing)
 

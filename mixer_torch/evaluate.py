@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixer_common.config import MixerConfig
-from mixer_torch.model import Mixer, create
+from mixer_torch.model import Mixer, Record, create, ignore, to_canonical
 from mixer_torch.pixels import to_pixels
 
 WEIGHTS_DTYPE = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -15,15 +15,16 @@ COMPUTE_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64"
 BATCH_SIZE = 500
 
 
-def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str) -> Tensor:
+def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str,
+            record: Record = ignore) -> Tensor:
     """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
     pixels = to_pixels(images, model.config.image_shape, dtype).to(compute)
     drop_path = None if drop_path is None else drop_path.to(compute)
     if compute == dtype:
-        return model(pixels, drop_path)
+        return model(pixels, drop_path, record)
     weights = {name: p.to(compute) for name, p in model.named_parameters()}
-    return torch.func.functional_call(model, weights, (pixels, drop_path)).to(dtype)
+    return torch.func.functional_call(model, weights, (pixels, drop_path, record)).to(dtype)
 
 
 @torch.no_grad()
@@ -39,3 +40,13 @@ def logits_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], im
                       device: torch.device) -> np.ndarray:
     """The same, of canonical weights."""
     return logits(create(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)
+
+
+@torch.no_grad()
+def activations_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray,
+                           precision: str, device: torch.device) -> dict[str, np.ndarray]:
+    """Every activation of one forward pass, in network order and in the weights' dtype; "head" is the logits."""
+    model = create(config, weights, device, WEIGHTS_DTYPE[precision])
+    recorded: dict[str, Tensor] = {}
+    forward(model, torch.from_numpy(images).to(device), None, precision, recorded.__setitem__)
+    return to_canonical({name: value.to(WEIGHTS_DTYPE[precision]) for name, value in recorded.items()})

@@ -8,15 +8,16 @@ import torch
 from mixer_common.errors import UserError
 from mixer_common.loop import Framework, common_versions
 from mixer_torch.data import download_cifar10
-from mixer_torch.evaluate import logits_of_weights
-from mixer_torch.train import Trainer
+from mixer_torch.evaluate import activations_of_weights, logits_of_weights
+from mixer_torch.train import Trainer, gradients_of_weights
 
 
 def framework(compiled: bool = False) -> Framework:
     return Framework(
         name="torch", versions=common_versions() | {name: version(name) for name in ("torch", "torchvision")},
         prepare=prepare, describe=describe, trainer=partial(Trainer, compiled=compiled),
-        logits=logits_of_weights, download=download_cifar10)
+        logits=logits_of_weights,
+        activations=activations_of_weights, gradients=gradients_of_weights, download=download_cifar10)
 
 
 def prepare(asked: str, precision: str) -> torch.device:

@@ -16,6 +16,10 @@ from mixer_common.weights import check_weights
 Record = Callable[[str, Tensor], None]
 
 
+def ignore(name: str, value: Tensor) -> None:
+    """Records nothing."""
+
+
 class Stem(nn.Conv2d):
     """Patch embedding: a convolution whose kernel is its stride, (B, H, W, 3) -> (B, S, C)."""
 
@@ -97,8 +101,7 @@ class Mixer(nn.Module):
         self.norm = LayerNorm(config.hidden_dim, config.layer_norm_epsilon)
         self.head = nn.Linear(config.hidden_dim, config.num_classes)
 
-    def forward(self, pixels: Tensor, drop_path: Tensor | None = None,
-                record: Record = lambda name, value: None) -> Tensor:
+    def forward(self, pixels: Tensor, drop_path: Tensor | None = None, record: Record = ignore) -> Tensor:
         """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
 
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
@@ -125,22 +128,15 @@ def create(config: MixerConfig, weights: Mapping[str, np.ndarray], device: torch
     check_weights(weights, weight_shapes(config), "the set of weights")
     with torch.device("meta"):
         model = Mixer(config)
-    model.load_state_dict({name: torch.tensor(array, device=device, dtype=dtype)
+    # Contiguous, because torch.tensor keeps the strides of a transposed view.
+    model.load_state_dict({name: torch.tensor(np.ascontiguousarray(array), device=device, dtype=dtype)
                            for name, array in weights.items()}, assign=True)
     return model.requires_grad_()
 
 
 def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Canonical arrays of weights, gradients or moments under the model's parameter names; copies."""
-    return {name: np.array(tensor.detach().cpu()) for name, tensor in tensors.items()}
-
-
-def activations(model: Mixer, pixels: Tensor) -> dict[str, np.ndarray]:
-    """Every activation of a forward pass, in network order; the last, "head", is the logits."""
-    recorded: dict[str, Tensor] = {}
-    with torch.no_grad():
-        model(pixels, record=recorded.__setitem__)
-    return to_canonical(recorded)
+    return {name: np.array(tensor.detach().cpu(), order="C") for name, tensor in tensors.items()}
 
 
 def _within(record: Record, prefix: str) -> Record:

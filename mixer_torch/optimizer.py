@@ -17,9 +17,9 @@ _TORCH_NAMES = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq", "momen
 
 
 def create(recipe: TrainConfig, model: Mixer) -> torch.optim.Optimizer:
-    """The recipe's optimizer, fused, for the model's weights. `step` below gives it each learning rate."""
+    """The recipe's optimizer, fused, for the weights that learn. `step` below gives it each learning rate."""
     # Arrays of two or more axes decay; biases and norms have one.
-    weights = list(model.parameters())
+    weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
               {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}]
     if recipe.weight_decay == 0:
@@ -34,7 +34,10 @@ def create(recipe: TrainConfig, model: Mixer) -> torch.optim.Optimizer:
 
 def moments(model: Mixer, optimizer: torch.optim.Optimizer,
             recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
-    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS."""
+    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS.
+
+    Those of weights that do not learn are zero.
+    """
     return {name: to_canonical({
         weight: optimizer.state[p].get(_TORCH_NAMES[name], torch.zeros_like(p)) if p in optimizer.state
         else torch.zeros_like(p) for weight, p in model.named_parameters()})
@@ -45,6 +48,8 @@ def load_moments(model: Mixer, optimizer: torch.optim.Optimizer, recipe: TrainCo
                  arrays: Mapping[str, Mapping[str, np.ndarray]], step: int) -> None:
     """Replaces the optimizer's state by canonical moments as they are after `step` steps."""
     for weight, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         optimizer.state[p] = {
             _TORCH_NAMES[name]: torch.tensor(arrays[name][weight], dtype=p.dtype, device=p.device)
             for name in MOMENTS[recipe.optimizer]}

@@ -24,6 +24,15 @@ def loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
+def gradients_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray,
+                         labels: np.ndarray, precision: str, device: torch.device) -> dict[str, np.ndarray]:
+    """Canonical gradients of the mean cross-entropy of uint8 images (B, H, W, 3), nothing dropped."""
+    model = create(config, weights, device, WEIGHTS_DTYPE[precision])
+    logits = forward(model, torch.from_numpy(images).to(device), None, precision)
+    loss(logits, torch.from_numpy(labels.astype(np.int64)).to(device), 0.0).backward()
+    return to_canonical({name: p.grad for name, p in model.named_parameters()})
+
+
 class Trainer:
     """A model in training: weights, optimizer state and data set on the device.
 
@@ -37,6 +46,8 @@ class Trainer:
         """weights, moments: canonical, as they are after `step` steps; images: uint8 (N, H, W, 3)."""
         self.config, self.recipe, self.device = config, recipe, torch.device(device)
         self.model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        if recipe.freeze_backbone:
+            self.model.requires_grad_(False).head.requires_grad_()
         self.optimizer = optimizer.create(recipe, self.model)
         if moments is not None:
             optimizer.load_moments(self.model, self.optimizer, recipe, moments, step)

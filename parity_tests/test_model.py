@@ -48,6 +48,14 @@ def pixels_for(config: MixerConfig, batch_size: int, dtype: str) -> np.ndarray:
     return random.uniform(-1, 1, (batch_size, *config.image_shape, 3)).astype(dtype)
 
 
+def activations(config: MixerConfig, batch_size: int, dtype: str) -> list[dict[str, np.ndarray]]:
+    """In JAX and in PyTorch, of the same weights and random images of the model's size."""
+    weights = random_weights(config)
+    images = np.random.default_rng(1).integers(0, 256, (batch_size, *config.image_shape, 3), dtype=np.uint8)
+    return [mixer_jax.evaluate.activations_of_weights(config, weights, images, dtype, jax.devices()[0]),
+            mixer_torch.evaluate.activations_of_weights(config, weights, images, dtype, torch.device("cpu"))]
+
+
 def loss_and_gradients(config: MixerConfig, weights: dict, pixels: np.ndarray, labels: np.ndarray,
                        smoothing: float = 0.1) -> list[tuple[float, dict[str, np.ndarray]]]:
     """In JAX and in PyTorch; with dropped branches where the config drops some."""
@@ -71,10 +79,7 @@ def loss_and_gradients(config: MixerConfig, weights: dict, pixels: np.ndarray, l
 
 
 def assert_activations_equal(config: MixerConfig, batch_size: int, dtype: str) -> dict[str, float]:
-    weights, pixels = random_weights(config), pixels_for(config, batch_size, dtype)
-    ours = mixer_jax.model.activations(mixer_jax.model.create(config, weights, dtype=pixels.dtype), pixels)
-    theirs = mixer_torch.model.activations(
-        mixer_torch.model.create(config, weights, dtype=torch.from_numpy(pixels).dtype), torch.from_numpy(pixels))
+    ours, theirs = activations(config, batch_size, dtype)
     assert list(ours) == list(theirs) == activation_names(config)
     assert {array.dtype for array in (*ours.values(), *theirs.values())} == {np.dtype(dtype)}
     errors = relative_errors(ours, theirs)
@@ -135,13 +140,11 @@ def assert_preset_equal(name: str, precision: str, batch_size: int) -> None:
 def test_the_bound_is_tight_enough_to_see_a_wrong_detail():
     """The other GELU, or the other epsilon, is far past the bound in float32."""
     config = MODELS["tiny"]
-    weights, pixels = random_weights(config), pixels_for(config, 2, "float32")
-    ours = mixer_jax.model.activations(mixer_jax.model.create(config, weights), pixels)
+    ours, _ = activations(config, 2, "float32")
     bounds = forward_bounds(config, UNIT_ROUNDOFF["float32"])
     for change, layer in (({"gelu": "tanh"}, "blocks.0.token_mixing.gelu"),
                           ({"layer_norm_epsilon": 1e-3}, "blocks.0.token_norm")):
-        other = mixer_torch.model.create(replace(config, **change), weights)
-        theirs = mixer_torch.model.activations(other, torch.from_numpy(pixels))
+        _, theirs = activations(replace(config, **change), 2, "float32")
         assert first_past(relative_errors(ours, theirs), bounds) == layer
 
 

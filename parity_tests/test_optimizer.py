@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import UNIT_ROUNDOFF, random_weights
+from conftest import random_weights
 from flax import nnx
 
 import mixer_jax.model
 import mixer_jax.optimizer
 import mixer_torch.model
 import mixer_torch.optimizer
-from mixer_common.compare import relative_error
+from mixer_common.compare import UNIT_ROUNDOFF, relative_error
 from mixer_common.config import MODELS, weight_shapes
 from mixer_common.recipe import MOMENTS, RECIPES, TrainConfig, bias_corrections, learning_rates
 
@@ -54,13 +54,14 @@ def in_jax(recipe: TrainConfig, dtype: str, steps: int, start: int = 0, weights=
     optimizer, update = compiled_optimizer(recipe)
     state = optimizer.init(params)
     if moments:
-        state = mixer_jax.optimizer.load_moments(model, state, recipe, moments)
+        state = mixer_jax.optimizer.load_moments(params, state, recipe, moments)
     rates = learning_rates(recipe, STEPS, start, start + steps).astype(dtype)
     corrections = bias_corrections(recipe, start, start + steps).astype(dtype)
     for i in range(steps):
         grads = mixer_jax.model.from_canonical(params, gradients_of(start + i), dtype=np.dtype(dtype))
         params, state = update(grads, state, params, rates[i], corrections[i])
-    return mixer_jax.model.to_canonical(CONFIG, params), mixer_jax.optimizer.moments(model, state, recipe)
+    weights = mixer_jax.model.to_canonical(CONFIG, params)
+    return weights, mixer_jax.optimizer.moments(CONFIG, state, nnx.State({}), recipe)
 
 
 def in_torch(recipe: TrainConfig, dtype: str, steps: int, start: int = 0, weights=None, moments=None):
