@@ -52,12 +52,33 @@ class Comparison:
     weights: str  # one sentence: equal to the bit, or where they part first
     activations: tuple[LayerError, ...]  # in network order
     gradients: tuple[LayerError, ...]  # in network order; empty where not asked for
-    cause: str  # one or two sentences on the first layer past its bound; empty where none is
+    tolerance: float | None = None  # the bound of every layer, where rounding is not
+    cause: str = ""  # one or two sentences on the first layer past its bound; empty where none is
 
     @property
     def first(self) -> LayerError | None:
         """Where the sides part first: among the activations, else among the gradients from the last back."""
         return next((error for error in (*self.activations, *reversed(self.gradients)) if error.past), None)
+
+
+def describe_losses(a: np.ndarray, b: np.ndarray) -> str:
+    """Sentences on how far the losses (steps,) of two runs are apart."""
+    steps = min(len(a), len(b))
+    a_common, b_common = a[:steps].astype(np.float64), b[:steps].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a_common - b_common)
+    differ = np.flatnonzero(~((a_common == b_common) | (np.isnan(a_common) & np.isnan(b_common))))
+    words = [f"{len(a):,} steps in A, {len(b):,} in B." if len(a) != len(b) else f"{steps:,} steps on both sides."]
+    if len(differ):
+        words.append(f"The losses differ from step {differ[0] + 1:,} on.")
+        if np.nan_to_num(difference).any():
+            largest = int(np.nanargmax(difference))
+            words.append(f"The largest difference is {difference[largest]:.1e} nats, at step {largest + 1:,}.")
+    else:
+        words.append("The losses of all common steps are equal to the bit.")
+    words += [f"{side} is not a number in {count:,} steps, the first is {int(np.isnan(losses).argmax()) + 1:,}."
+              for side, losses in (("A", a), ("B", b)) if (count := int(np.isnan(losses).sum()))]
+    return " ".join(words)
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray, scale: float | None = None) -> float:

@@ -43,7 +43,7 @@ def describe_weights(a: Computed, b: Computed) -> str:
     names = list(a.weights)
     if names != list(b.weights):
         return f"{len(names)} arrays in A, {len(b.weights)} in B: the models have different layers"
-    differ = [name for name in names if not np.array_equal(a.weights[name], b.weights[name])]
+    differ = _different_weights(a, b)
     if not differ:
         return "the same on both sides, to the bit"
     name = differ[0]
@@ -75,8 +75,11 @@ def likely_cause(error: LayerError, a: Computed, b: Computed, images: np.ndarray
         what = min(left, key=left.get)
         if left[what] <= enough:
             return f"{names[0]}'s values are {names[1]}'s with {what}."
-    differ = [name for name in (f"{layer}.weight", f"{layer}.bias")
-              if name in a.weights and not np.array_equal(a.weights[name], b.weights[name])]
+    different = _different_weights(a, b)
+    if len(different) > len(a.weights) / 2:
+        return (f"These are two different models: {len(different)} of {len(a.weights)} arrays differ, so no layer "
+                "can agree. To see what the programs do, compare one set of weights in both: jax:PATH torch:PATH.")
+    differ = [name for name in different if name.rpartition(".")[0] == layer]
     if differ:
         return (f"The weights differ here: {' and '.join(differ)}, by "
                 f"{max(relative_error(b.weights[name], a.weights[name]) for name in differ):.1e} of the largest. "
@@ -86,6 +89,10 @@ def likely_cause(error: LayerError, a: Computed, b: Computed, images: np.ndarray
             return (f"No usual mistake gives these values; a relative L2 error of {error.l2_error:.0e} is the size of "
                     f"rounding to {precision} in this layer.")
     return f"Usual causes here: {_USUAL[kind]}."
+
+
+def _different_weights(a: Computed, b: Computed) -> list[str]:
+    return [name for name in a.weights if not np.array_equal(a.weights[name], b.weights[name])]
 
 
 def _kind(layer: str) -> str:

@@ -25,6 +25,7 @@ from mixer_common.compare import (
     Comparison,
     LayerError,
     Side,
+    describe_losses,
     forward_bounds,
     gradient_bound,
     gradient_scales,
@@ -62,8 +63,8 @@ class Arguments:
     """auto: a GPU where there is one."""
     html: Path | None = None
     """Also write everything as one page to this file."""
-    picture: Path = Path("loss_curves.png")
-    """Of two runs, the picture of both loss curves and their difference."""
+    picture: Path | None = None
+    """Of two runs, the picture of both loss curves and their difference. Default: runs/<A>-and-<B>.png."""
 
 
 def main() -> int:
@@ -137,7 +138,7 @@ def compare(arguments: Arguments, sides: list[Side], computed: list[Computed],
         *sides, images, arguments.precision, describe_weights(a, b),
         layer_errors(b.activations, a.activations, bounds),
         layer_errors(gradients[1], gradients[0], dict.fromkeys(gradients[0], bound), gradient_scales(gradients[0]))
-        if gradients else (), "")
+        if gradients else (), arguments.tolerance)
     first = comparison.first
     if first in comparison.activations:
         return replace(comparison, cause=likely_cause(first, a, b, pictures))
@@ -167,8 +168,11 @@ def report(comparison: Comparison, arguments: Arguments) -> None:
     if all(losses is not None for losses in runs):
         from mixer_common import plots
 
-        plots.loss_curves(*runs, (comparison.a.name, comparison.b.name), arguments.picture)
-        print(f"Losses     {arguments.picture}")
+        names = comparison.a.name, comparison.b.name
+        picture = arguments.picture or Path("runs") / f"{'-and-'.join(Path(name).name for name in names)}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plots.loss_curves(*runs, names, picture)
+        print(f"Losses     {describe_losses(*runs)}\n           {picture}")
     if arguments.html:
         from mixer_common.report import write_page
 
