@@ -15,7 +15,7 @@ import numpy as np
 from mixer_common import metrics, plots
 from mixer_common.checkpoint import Checkpoint, Progress, RunConfig
 from mixer_common.cli import TrainArguments
-from mixer_common.config import MODELS, MixerConfig, weight_shapes
+from mixer_common.config import MODELS, MixerConfig, model_name, weight_shapes
 from mixer_common.data import Dataset, load_dataset
 from mixer_common.errors import UserError
 from mixer_common.init import initial_weights
@@ -26,7 +26,7 @@ from mixer_common.resolution import change_image_size
 from mixer_common.runlog import RunFolder
 from mixer_common.sampling import steps_in_epoch
 from mixer_common.weight_files import load_weights
-from mixer_common.weights import check_weights, replace_head
+from mixer_common.weights import check_weights, describe_assumed, replace_head
 
 SECONDS_PER_DISPATCH = 0.5  # between two looks at the signals
 
@@ -72,15 +72,14 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
     else:
         config, weights = _start(arguments, dataset)
         steps_in_epoch(len(dataset.train_images), arguments.train.batch_size)
+        name = model_name(config) if arguments.init_from else arguments.model
         run_config = RunConfig(
-            arguments.model, arguments.recipe, framework.name, config, arguments.train, dataset.name,
+            name, arguments.recipe, framework.name, config, arguments.train, dataset.name,
             dataset.source, dataset.fingerprint, dataset.class_names, dataset.train_images.shape[1],
             str(arguments.init_from or ""))
-        run = run or RunFolder(Path("runs") / (f"{framework.name}-{arguments.model}-{dataset.name}-"
-                                               f"{arguments.train.seed}"))
+        run = run or RunFolder(Path("runs") / f"{framework.name}-{name}-{dataset.name}-{arguments.train.seed}")
         run.create(run_config, arguments.overwrite)
-        state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)),
-                           weights, None)
+        state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)), weights, None)
     return _Course(framework, device, run, state, dataset).follow()
 
 
@@ -97,8 +96,7 @@ def _start(arguments: TrainArguments, dataset: Dataset) -> tuple[MixerConfig, Ma
         return config, initial_weights(config, arguments.train.seed)
     print(f"Start    {start.format} weights in {arguments.init_from}", flush=True)
     if start.assumed:
-        print("         not in the file, but usual for it: "
-              + ", ".join(f"{name} {getattr(config, name)}" for name in start.assumed))
+        print(f"         assumed, since the file does not tell: {describe_assumed(replace(start, config=config))}")
     if config.image_shape != start.config.image_shape:
         start, how = change_image_size(start, config.image_size)
         print(f"         image size: {how}")

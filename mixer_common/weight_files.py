@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mixer_common import checkpoint, containers
 from mixer_common.config import MixerConfig, weight_shapes
 from mixer_common.containers import Progress
@@ -21,7 +23,6 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 _CANONICAL_FILES = {"config.json", "model.safetensors"}
 
 
-
 def _silent(what: str, done: int, total: int) -> None:
     pass
 
@@ -31,12 +32,16 @@ def load_weights(path: Path, progress: Progress = _silent, **overrides: Any) -> 
 
     A folder is a run, a checkpoint, or holds model.safetensors; a config.json beside canonical weights
     tells their model. Files: safetensors, .npz, Flax's msgpack, torch.save's old and new format.
-    overrides: see weights.from_foreign. Raises UserError where there is no complete Mixer.
+    The arrays are contiguous. overrides: see weights.from_foreign. Raises UserError where there is no complete
+    Mixer.
     """
     if path.is_dir():
         path = _inside(path)
     arrays, container = containers.read(path, progress)
     weights = from_foreign(arrays, str(path), **overrides)
+    del arrays  # so that each goes when its contiguous copy is there
+    for name in weights.arrays:
+        weights.arrays[name] = np.ascontiguousarray(weights.arrays[name])
     if weights.format == "npz" and container == "msgpack":
         return replace(weights, format="msgpack")
     config_path = path.with_name("config.json")

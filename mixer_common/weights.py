@@ -74,6 +74,15 @@ class ModelWeights:
     assumed: tuple[str, ...] = ()  # fields of the config that the file does not tell and nobody stated
 
 
+def describe_assumed(weights: ModelWeights) -> str:
+    """What was taken for granted of the model, for people; empty where the file tells everything."""
+    config = weights.config
+    height, width = config.image_shape
+    words = {"gelu": f"gelu {config.gelu}", "layer_norm_epsilon": f"layer_norm_epsilon {config.layer_norm_epsilon:g}",
+             "image_size": f"images {height}x{width}", "block": f"block {config.block}"}
+    return ", ".join(text for name, text in words.items() if name in weights.assumed)
+
+
 def flax_rule(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     """The Flax path ("blocks.0.norm.scale") of a canonical name, and the axes that transpose into it."""
     parent, leaf = name.rsplit(".", 1)

@@ -70,7 +70,7 @@ def test_every_format_starts_a_run(script, tmp_path, framework, format, name):
     code, stdout, err = script(f"train_{framework}", "--init-from", tmp_path / name, "--dataset", "digits", "--steps",
                                2, "--learning-rate", 0, "--out", tmp_path / "run")
     assert code == 0, err
-    assert "not in the file, but usual for it: gelu " in stdout
+    assert "assumed, since the file does not tell: gelu " in stdout
     assert "head:" not in stdout  # as many classes: it stays
     state = checkpoint.load(tmp_path / "run" / "checkpoint")
     assert state.config.model_name == "tiny"

@@ -38,7 +38,7 @@ from mixer_common.errors import UserError, run_script
 from mixer_common.runlog import read_losses
 from mixer_common.sampling import generator
 from mixer_common.weight_files import load_weights
-from mixer_common.weights import ModelWeights
+from mixer_common.weights import ModelWeights, describe_assumed
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def open_side(text: str, default: str) -> tuple[str, Side, ModelWeights]:
         weights = load_weights(path)
         what = f"{weights.format} weights of {_sizes(weights)}"
         if weights.assumed:
-            what += ", taking for granted " + ", ".join(
-                f"{name} {getattr(weights.config, name)}" for name in weights.assumed)
+            what += f"; assumed: {describe_assumed(weights)}"
         return asked or default, Side(text, what, ""), weights
     state = checkpoint.load_run(path)
     weights = ModelWeights(state.config.model, dict(state.weights), "canonical")
