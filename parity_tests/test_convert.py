@@ -329,8 +329,8 @@ def test_the_script_says_what_it_found_assumed_changed_and_wrote(script, tmp_pat
                              "--num-classes", 3, "--image-size", 64)
     assert code == 0
     for words in ("in.npz: npz, 78,986 parameters, float32", "tiny: images 32x32, patches 4x4, 2 mixer blocks",
-                  "tokens_mlp_dim 32", "gelu tanh (else: --gelu)",
-                  "layer_norm_epsilon 1e-06 (else: --layer-norm-epsilon)", "images 32x32 (else: --image-shape)",
+                  "tokens_mlp_dim 32", "--image-shape",
+                  "Assumed  gelu tanh, layer_norm_epsilon 1e-06, images 32x32, which the file does not tell",
                   "image size: from 8x8 to 16x16 patches: block-diagonal",
                   "head: zeros for 3 classes in place of 10", "out.safetensors: timm",
                   "The reader must set gelu tanh instead of exact: timm files do not hold it."):

@@ -28,9 +28,11 @@ def source(folder, config: MixerConfig, format: str = "canonical", name: str = "
 
 
 @pytest.mark.parametrize("options", [
-    ("--image-size", 32), ("--image-size", 24), ("--image-size", 16, "--freeze-backbone", "--learning-rate", 0.01),
-    ("--image-size", 32, "--freeze-backbone", "--learning-rate", 0.03, "--recipe", "adamw", "--batch-size", 16)],
-    ids=["block-diagonal", "interpolated", "frozen", "frozen-adamw"])
+    pytest.param(("--image-size", 32), id="block-diagonal"),
+    pytest.param(("--image-size", 24), id="interpolated", marks=pytest.mark.slow),
+    pytest.param(("--image-size", 16, "--freeze-backbone", "--learning-rate", 0.01), id="frozen"),
+    pytest.param(("--image-size", 32, "--freeze-backbone", "--learning-rate", 0.03, "--recipe", "adamw",
+                  "--batch-size", 16), id="frozen-adamw", marks=pytest.mark.slow)])
 def test_both_frameworks_draw_the_same_curve(script, tmp_path, options):
     start = source(tmp_path, OTHER)
     curves, ends = [], []
@@ -60,9 +62,9 @@ def test_both_frameworks_draw_the_same_curve(script, tmp_path, options):
         assert state.moments["first_moment"]["head.weight"].any()
 
 
-@FRAMEWORKS
-@pytest.mark.parametrize(("format", "name"), [
-    ("npz", "start.npz"), ("msgpack", "start.msgpack"), ("timm", "start.safetensors"), ("lucidrains", "start.pth")])
+@pytest.mark.parametrize(("framework", "format", "name"), [
+    ("torch", "npz", "start.npz"), ("jax", "msgpack", "start.msgpack"), ("torch", "timm", "start.safetensors"),
+    ("jax", "lucidrains", "start.pth")])
 def test_every_format_starts_a_run(script, tmp_path, framework, format, name):
     """With a learning rate of zero the weights stay, so what the run holds is what the file held."""
     config = replace(OTHER, num_classes=10, image_size=32)
