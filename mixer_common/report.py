@@ -14,7 +14,7 @@ from mixer_common.compare import Comparison, LayerError, describe_losses
 
 # Where a colour of the heat maps ends, as a multiple of the bound. The steps widen, because mistakes span many
 # more decades than rounding does.
-LEVELS = (0.01, 0.1, 1, 100, 100_000, 100_000_000)
+LEVELS = {0.01: "0.01", 0.1: "0.1", 1: "1", 1e2: "100", 1e6: "10⁶", 1e10: "10¹⁰"}
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -63,7 +63,7 @@ def _level(error: LayerError) -> str:
     """The colour of an error: "exact", "none" where there is no finite error, else its place among LEVELS."""
     if not math.isfinite(error.max_error):
         return "none"
-    return str(bisect.bisect_left(LEVELS, _ratio(error))) if error.max_error else "exact"
+    return str(bisect.bisect_left(list(LEVELS), _ratio(error))) if error.max_error else "exact"
 
 
 def _figure(value: float) -> str:
