@@ -42,6 +42,9 @@ class RunConfig:
     @staticmethod
     def from_json(path: Path) -> "RunConfig":
         values = read_json(path)
+        if "model" in values and "train" not in values:
+            raise UserError(f"{path.parent} holds weights that were converted, no run: it has neither classes nor "
+                            "data; begin a run with --init-from, or look at it with compare.py.")
         values["class_names"] = tuple(values.get("class_names", ()))
         values["model"] = from_dict(MixerConfig, values.get("model"), f"'model' in {path}")
         values["train"] = from_dict(TrainConfig, values.get("train"), f"'train' in {path}")
@@ -71,7 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes the folder whole or not at all: whatever happens, a complete checkpoint can be read."""
     from safetensors.numpy import save as to_bytes
 
-    new, old = _beside(folder, "new"), _beside(folder, "old")
+    new = beside(folder, "new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -86,6 +89,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+    put_in_place(new, folder)
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Gives the complete folder `new` the name of `folder`, whose old content goes when that is done."""
+    old = beside(folder, "old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -94,13 +103,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def exists(folder: Path) -> bool:
-    return folder.exists() or _beside(folder, "old").exists()
+    return folder.exists() or beside(folder, "old").exists()
 
 
 def load(folder: Path) -> Checkpoint:
     """Reads a checkpoint. Raises UserError where it is missing, cut short or does not fit together."""
-    if not folder.exists() and _beside(folder, "old").exists():  # stopped between the two renames of `save`
-        folder = _beside(folder, "old")
+    if not folder.exists() and beside(folder, "old").exists():  # stopped between the two renames of `save`
+        folder = beside(folder, "old")
     if not folder.is_dir():
         raise UserError(f"{folder} is no checkpoint: expected a folder with config.json, model.safetensors, "
                         "optimizer.safetensors and progress.json; name a run that wrote one.")
@@ -172,13 +181,17 @@ def write(path: Path, data: bytes) -> None:
 
 def replace(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all."""
-    new = _beside(path, "new")
+    new = beside(path, "new")
     try:
         write(new, data)
         new.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         new.unlink(missing_ok=True)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """A hidden name for what is not complete yet, or about to go."""
     return path.with_name(f".{path.name}.{suffix}")

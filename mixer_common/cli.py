@@ -62,12 +62,14 @@ def parse_train(kind: type[T], description: str) -> T:
     names.add_argument("--model")
     names.add_argument("--recipe")
     names.add_argument("--out", type=Path)
-    names.add_argument("--init-from", type=Path)
+    names.add_argument("--init-from", "--init_from", type=Path)  # tyro takes both spellings
     names.add_argument("--resume", action="store_true")
     known, _ = names.parse_known_args()
-    if known.init_from and (known.model or known.resume):
-        raise UserError(f"--init-from brings its own model and begins a new run: leave "
-                        f"{'--model' if known.model else '--resume'} out.")
+    if known.init_from and known.resume:
+        raise UserError("--init-from begins a new run, and --resume continues one, whose weights lie in --out: "
+                        "leave one of them out.")
+    if known.init_from and known.model:
+        raise UserError("--init-from brings its own model: leave --model out.")
     if known.resume and known.out:
         run = RunConfig.from_json(known.out / "config.json")
         default = kind(model=run.model_name, recipe=run.recipe_name, dataset=run.dataset, config=run.model,
@@ -81,12 +83,12 @@ def parse_train(kind: type[T], description: str) -> T:
             model = known.model or kind.model
             config = by_name("model", MODELS, model)
         default = kind(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
-    return parse(kind, description, default)
+    # A flag that is on by default can be given, too: a run's own, when it is resumed.
+    return tyro.cli(kind, description=description, default=default, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def parse(kind: type[T], description: str, default: T | None = None) -> T:
-    return tyro.cli(kind, description=description, default=default,
-                    config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
+def parse(kind: type[T], description: str) -> T:
+    return tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
 
 
 def load_framework(asked: str, state: Checkpoint) -> "Framework":

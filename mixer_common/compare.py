@@ -12,7 +12,7 @@ from mixer_common.config import MixerConfig
 # reaches about five deviations, and a model amplifies what its first layers did a little.
 SAFETY = 8
 # Half the distance from 1 to the next number.
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-9}
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class LayerError:
     def past(self) -> bool:
         """Whether the error is past the bound; NaN is."""
         return not self.max_error <= self.bound
+
+    @property
+    def ratio(self) -> float:
+        """The error as a multiple of its bound."""
+        return self.max_error / self.bound if self.bound else math.inf if self.max_error else 0.0
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,6 @@ def relative_error(value: np.ndarray, reference: np.ndarray, scale: float | None
     return difference / scale if scale else math.inf if difference else 0.0
 
 
-def relative_errors(values: Mapping[str, np.ndarray], references: Mapping[str, np.ndarray],
-                    scales: Mapping[str, float] | None = None) -> dict[str, float]:
-    """The relative error of every array, in the order of the references; the names must agree."""
-    if values.keys() != references.keys():
-        raise KeyError(f"names differ: {sorted(values.keys() ^ references.keys())}")
-    scales = scales or {}
-    return {name: relative_error(values[name], reference, scales.get(name))
-            for name, reference in references.items()}
-
-
 def layer_errors(values: Mapping[str, np.ndarray], references: Mapping[str, np.ndarray],
                  bounds: Mapping[str, float], scales: Mapping[str, float] | None = None) -> tuple[LayerError, ...]:
     """The errors of side B's arrays (`values`) against side A's (`references`), in network order.
@@ -126,17 +121,15 @@ def layer_errors(values: Mapping[str, np.ndarray], references: Mapping[str, np.n
     return tuple(errors)
 
 
-def first_past(errors: Mapping[str, float], bounds: Mapping[str, float]) -> str | None:
-    """Name of the first array whose error is not within its bound (NaN is not), or None."""
-    return next((name for name, error in errors.items() if not error <= bounds[name]), None)
-
-
-def forward_bounds(config: MixerConfig, unit_roundoff: float) -> dict[str, float]:
+def forward_bounds(config: MixerConfig, precision: str) -> dict[str, float]:
     """Largest relative error of each activation that rounding explains between two forward passes.
 
     A sum of n terms rounds n times; the errors behave like a random walk, √n · u rather than n · u
     (Higham & Mary 2019, doi 10.1137/18M1226312). Layers follow each other, so their n add up under the
     root; two implementations err independently, hence the factor 2.
+
+    bfloat16 sums in float32 and rounds once a layer, by at most u of each entry: no sum and no tail to allow
+    for, only that the layers amplify each other's errors, up to about twice.
     """
     C, S = config.hidden_dim, config.num_patches
     tutorial = config.block == "tutorial"
@@ -148,15 +141,17 @@ def forward_bounds(config: MixerConfig, unit_roundoff: float) -> dict[str, float
             sums |= {f"blocks.{i}.{norm}": size, f"blocks.{i}.{mlp}.fc1": width, f"blocks.{i}.{mlp}.gelu": 1,
                      f"blocks.{i}.{mlp}.fc2": hidden, f"blocks.{i}.{mlp}": 1}
     sums |= {"norm": C, "pool": S, "head": C}
-    roundings = np.cumsum(list(sums.values()))
-    return dict(zip(sums, (2 * SAFETY * unit_roundoff * np.sqrt(roundings)).tolist(), strict=True))
+    once = precision == "bfloat16"
+    roundings = np.cumsum([1 if once else terms for terms in sums.values()])
+    bounds = 2 * (2 if once else SAFETY) * UNIT_ROUNDOFF[precision] * np.sqrt(roundings)
+    return dict(zip(sums, bounds.tolist(), strict=True))
 
 
-def gradient_bound(config: MixerConfig, unit_roundoff: float, batch_size: int) -> float:
+def gradient_bound(config: MixerConfig, precision: str, batch_size: int) -> float:
     """The same for gradients: the way forward, the way back, and the sum over images and patches."""
-    forward = forward_bounds(config, unit_roundoff)["head"]
-    summing = 2 * SAFETY * unit_roundoff * math.sqrt(batch_size * config.num_patches)
-    return math.hypot(math.sqrt(3) * forward, summing)
+    forward = forward_bounds(config, precision)["head"]
+    terms = 1 if precision == "bfloat16" else batch_size * config.num_patches
+    return math.hypot(math.sqrt(3) * forward, 2 * SAFETY * UNIT_ROUNDOFF[precision] * math.sqrt(terms))
 
 
 def gradient_scales(gradients: Mapping[str, np.ndarray]) -> dict[str, float]:

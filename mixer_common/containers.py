@@ -130,7 +130,8 @@ def _read_msgpack(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
         if unpacker.tell() != size:
             raise ValueError(f"{size - unpacker.tell()} bytes follow the end")
         return dict(_flat(tree, ""))
-    except (ValueError, TypeError, KeyError, msgpack.OutOfData, msgpack.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.OutOfData,
+            msgpack.UnpackException) as error:
         raise _incomplete(path, "msgpack file of Flax", error) from None
 
 

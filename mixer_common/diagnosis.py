@@ -77,8 +77,10 @@ def likely_cause(error: LayerError, a: Computed, b: Computed, images: np.ndarray
             return f"{names[0]}'s values are {names[1]}'s with {what}."
     different = _different_weights(a, b)
     if len(different) > len(a.weights) / 2:
-        return (f"These are two different models: {len(different)} of {len(a.weights)} arrays differ, so no layer "
-                "can agree. To see what the programs do, compare one set of weights in both: jax:PATH torch:PATH.")
+        return (f"The weights are others, {len(different)} of {len(a.weights)} arrays by up to "
+                f"{max(relative_error(b.weights[name], a.weights[name]) for name in different):.1e} of their largest: "
+                "two models, or one run trained twice. What the programs do shows with one set of weights in both, "
+                "jax:PATH torch:PATH; whether two runs are near enough, with --tolerance.")
     differ = [name for name in different if name.rpartition(".")[0] == layer]
     if differ:
         return (f"The weights differ here: {' and '.join(differ)}, by "
@@ -92,7 +94,8 @@ def likely_cause(error: LayerError, a: Computed, b: Computed, images: np.ndarray
 
 
 def _different_weights(a: Computed, b: Computed) -> list[str]:
-    return [name for name in a.weights if not np.array_equal(a.weights[name], b.weights[name])]
+    return [name for name, array in a.weights.items()
+            if array.dtype != b.weights[name].dtype or array.tobytes() != b.weights[name].tobytes()]
 
 
 def _kind(layer: str) -> str:

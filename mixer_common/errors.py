@@ -19,6 +19,10 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
+    except MemoryError as error:
+        print(f"error: there is not enough memory ({error}); choose smaller sizes, then run the command again.",
+              file=sys.stderr)
+        code = 2
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise

@@ -40,10 +40,12 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
 
     A field with a default may be missing: it is younger than the file.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is missing or no JSON object: it was written by another version or changed.")
     names = {field.name for field in fields(kind)}
     required = {field.name for field in fields(kind) if field.default is MISSING}
-    given = set(values) if isinstance(values, dict) else set()
-    if not isinstance(values, dict) or not required <= given <= names:
+    given = set(values)
+    if not required <= given <= names:
         raise UserError(f"{where} does not hold a {kind.__name__}: missing {sorted(required - given)}, "
                         f"unknown {sorted(given - names)}; it was written by another version or changed.")
     return kind(**values)

@@ -25,7 +25,7 @@ from mixer_common.recipe import learning_rates, total_steps
 from mixer_common.resolution import change_image_size
 from mixer_common.runlog import RunFolder
 from mixer_common.sampling import steps_in_epoch
-from mixer_common.weight_files import load_weights
+from mixer_common.weight_files import load_weights, overlap
 from mixer_common.weights import check_weights, describe_assumed, replace_head
 
 SECONDS_PER_DISPATCH = 0.5  # between two looks at the signals
@@ -78,6 +78,9 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
             dataset.source, dataset.fingerprint, dataset.class_names, dataset.train_images.shape[1],
             str(arguments.init_from or ""))
         run = run or RunFolder(Path("runs") / f"{framework.name}-{name}-{dataset.name}-{arguments.train.seed}")
+        if arguments.init_from and overlap(run.path, arguments.init_from):
+            raise UserError(f"{run.path} is part of what the run begins from, {arguments.init_from}: choose another "
+                            "--out.")
         run.create(run_config, arguments.overwrite)
         state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)), weights, None)
     return _Course(framework, device, run, state, dataset).follow()
@@ -95,11 +98,16 @@ def _start(arguments: TrainArguments, dataset: Dataset) -> tuple[MixerConfig, Ma
     if start is None:
         return config, initial_weights(config, arguments.train.seed)
     print(f"Start    {start.format} weights in {arguments.init_from}", flush=True)
-    if start.assumed:
-        print(f"         assumed, since the file does not tell: {describe_assumed(replace(start, config=config))}")
-    if config.image_shape != start.config.image_shape:
+    stated = {name for name in start.assumed if getattr(config, name) != getattr(start.config, name)}
+    if assumed := describe_assumed(replace(start, assumed=tuple(set(start.assumed) - stated - {"image_width"}))):
+        print(f"         assumed, since the file does not tell: {assumed}")
+    if config.image_width != default.image_width:
+        raise UserError(f"image_width {config.image_width} cannot be chosen for given weights: leave --image-width "
+                        "out; --image-size carries them to square images.")
+    if config.image_size != default.image_size:
         start, how = change_image_size(start, config.image_size)
         print(f"         image size: {how}")
+        config = replace(config, image_width=0)
         if config.tokens_mlp_dim == default.tokens_mlp_dim:
             config = replace(config, tokens_mlp_dim=start.config.tokens_mlp_dim)
     if num_classes != start.config.num_classes:

@@ -27,7 +27,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         comparison=comparison, first=comparison.first, levels=LEVELS,
         within="rounding" if comparison.tolerance is None else "the tolerance",
-        worst=max((*comparison.activations, *comparison.gradients), key=_ratio),
+        worst=max((*comparison.activations, *comparison.gradients), key=lambda error: error.ratio),
         parts=[(title, errors, _heat_map(errors)) for title, errors in (
             ("Activations", comparison.activations), ("Gradients", comparison.gradients)) if errors],
         losses=_losses(comparison, *runs) if all(losses is not None for losses in runs) else None)
@@ -54,16 +54,11 @@ def _losses(comparison: Comparison, a: np.ndarray, b: np.ndarray) -> dict[str, A
     return {"words": describe_losses(a, b), "svg": plots.loss_curves_svg(a, b, (comparison.a.name, comparison.b.name))}
 
 
-def _ratio(error: LayerError) -> float:
-    """The error as a multiple of its bound."""
-    return error.max_error / error.bound if error.bound else math.inf if error.max_error else 0.0
-
-
 def _level(error: LayerError) -> str:
     """The colour of an error: "exact", "none" where there is no finite error, else its place among LEVELS."""
     if not math.isfinite(error.max_error):
         return "none"
-    return str(bisect.bisect_left(list(LEVELS), _ratio(error))) if error.max_error else "exact"
+    return str(bisect.bisect_left(list(LEVELS), error.ratio)) if error.max_error else "exact"
 
 
 def _figure(value: float) -> str:
@@ -71,7 +66,7 @@ def _figure(value: float) -> str:
 
 
 def _multiple(error: LayerError) -> str:
-    ratio = _ratio(error)
+    ratio = error.ratio
     if not math.isfinite(ratio):
         return _figure(ratio)
     return f"{ratio:,.0f}" if 10 <= ratio < 1e5 else f"{ratio:.3g}"

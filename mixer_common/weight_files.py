@@ -1,7 +1,6 @@
 """Models in files and folders: found by their content, written whole or not at all."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,8 +60,9 @@ def save_weights(path: Path, weights: ModelWeights, format: str, progress: Progr
     """
     check_target(path, format, overwrite)
     arrays = to_foreign(weights, format)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    new = checkpoint.beside(path, "new")
     _remove(new)
     try:
         if format == "canonical":
@@ -70,11 +70,7 @@ def save_weights(path: Path, weights: ModelWeights, format: str, progress: Progr
             config = {"model": asdict(weights.config)}
             checkpoint.write(new / "config.json", (json.dumps(config, indent=2) + "\n").encode())
             containers.write(new / "model.safetensors", ".safetensors", arrays, progress)
-            if path.exists():
-                _remove(old)
-                path.rename(old)
-            new.rename(path)
-            _remove(old)
+            checkpoint.put_in_place(new, path)
         else:
             containers.write(new, path.suffix, arrays, progress)
             new.replace(path)
@@ -92,14 +88,16 @@ def check_target(path: Path, format: str, overwrite: bool, source: Path | None =
                         "give it such a name.")
     if not suffixes and path.suffix in containers.WRITERS:
         raise UserError(f"{path} is named like a file, but {format} is written as a folder: leave out {path.suffix}.")
-    if not os.path.lexists(path):
+    if source is not None and path.resolve() == source.resolve():
+        raise UserError(f"{path} is what is converted: choose another name.")
+    if any((parent / "progress.json").exists() for parent in path.resolve().parents):
+        raise UserError(f"{path} lies in a checkpoint, which the next one replaces: choose another folder.")
+    if not path.exists():
         return
     if not overwrite:
         raise UserError(f"{path} exists already: replace it with --overwrite, or choose another name.")
-    if source is not None:
-        here, there = path.resolve(), source.resolve()
-        if here == there or here in there.parents or there in here.parents:
-            raise UserError(f"{path} is part of what is converted, {source}: choose another name.")
+    if source is not None and overlap(path, source):
+        raise UserError(f"{path} is part of what is converted, {source}: choose another name.")
     if suffixes and not path.is_file():
         raise UserError(f"{path} is a folder, so --overwrite does not replace it by a file: choose another name.")
     if not suffixes and not (path.is_dir() and {item.name for item in path.iterdir()} <= _CANONICAL_FILES):
@@ -107,17 +105,24 @@ def check_target(path: Path, format: str, overwrite: bool, source: Path | None =
                         "choose another name.")
 
 
+def overlap(a: Path, b: Path) -> bool:
+    """Whether one of them is the other, or lies in it."""
+    a, b = a.resolve(), b.resolve()
+    return a == b or a in b.parents or b in a.parents
+
+
 def _inside(folder: Path) -> Path:
-    """The file of weights in a folder."""
-    for path in (folder / "model.safetensors", folder / "checkpoint" / "model.safetensors"):
-        if path.is_file():
-            return path
+    """The file of weights in a folder; in `old`, where a run was stopped just before its checkpoint's last step."""
+    run = folder / "checkpoint"
+    for place in (folder, run, checkpoint.beside(run, "old")):
+        if (place / "model.safetensors").is_file():
+            return place / "model.safetensors"
     raise UserError(f"{folder} holds no weights: expected a run, a checkpoint or another folder with "
                     "model.safetensors; name one of these, or a file of weights.")
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

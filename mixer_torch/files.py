@@ -32,6 +32,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} holds pickled objects other than tensors, which could run code, so it was not read: "
                         "save the model's state_dict alone, or a safetensors file.") from None
     except Exception as error:  # a damaged pickle fails in any way
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} holds a TorchScript program, which is not run here: save the model's state_dict "
+                            "alone, or a safetensors file.") from None
         raise UserError(f"{path} is no complete file of torch.save ({_first_line(error)}): it was cut short or "
                         "changed; use another copy.") from None
     values = _unwrapped(values)

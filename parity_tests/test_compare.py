@@ -14,7 +14,7 @@ from conftest import random_weights
 import mixer_jax.evaluate
 import mixer_torch.evaluate
 import mixer_torch.model
-from mixer_common.compare import UNIT_ROUNDOFF, forward_bounds, layer_errors
+from mixer_common.compare import forward_bounds, layer_errors
 from mixer_common.config import MixerConfig, activation_names
 from mixer_common.diagnosis import Computed, describe_weights, likely_cause
 from mixer_common.weight_files import save_weights
@@ -220,6 +220,27 @@ def test_gradients_that_part_alone_are_found(script, folder, monkeypatch):
     assert "Every activation agrees" in out
 
 
+def test_bfloat16_does_not_excuse_another_model(script, tmp_path, folder):
+    arrays = random_weights(CONFIG)
+    arrays["head.weight"][:] = 0
+    save_weights(tmp_path / "headless", ModelWeights(CONFIG, arrays, "canonical"), "canonical")
+    code, out, _ = script("compare", folder, tmp_path / "headless", *SAME, "--precision", "bfloat16")
+    assert code == 1
+    assert "They part at head: " in out
+    assert script("compare", folder, folder, *SAME, "--precision", "bfloat16")[0] == 0
+
+
+def test_runs_that_drifted_apart_are_not_called_faulty(script, tmp_path, folder):
+    random = np.random.default_rng(1)
+    drifted = {name: (array * (1 + 1e-6 * random.standard_normal(array.shape))).astype(np.float32)
+               for name, array in random_weights(CONFIG).items()}
+    save_weights(tmp_path / "drifted", ModelWeights(CONFIG, drifted, "canonical"), "canonical")
+    code, out, _ = script("compare", folder, tmp_path / "drifted", *SAME)
+    assert code == 1
+    assert "The weights are others, " in out
+    assert "one run trained twice" in out
+
+
 def test_the_tolerance_decides(script, tmp_path, folder):
     weights = weights_of(CONFIG)
     weights.arrays["head.bias"][0] += 1e-4
@@ -261,6 +282,8 @@ def test_two_runs_are_drawn(script, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("arguments", "words"), [
     (("nothing", "nothing"), "nothing"),
     (("{model}", "jax:nothing"), "nothing"),
+    (("{model}", "jax:"), "jax: names a framework and no model"),
+    (("{model}", "{model}", "--html", "{model}"), "is a folder, but a file is written there"),
     (("{model}", "{model}", "--images", "0"), "--images is 0"),
     (("{model}", "{model}", "--tolerance", "-1"), "--tolerance is -1"),
     (("{model}", "{model}", "--dataset", "letters"), "unknown data set 'letters'")])
@@ -281,7 +304,7 @@ def test_a_damaged_config_is_named(script, folder):
 # ---- The parts.
 
 def test_bounds_grow_along_the_network():
-    bounds = forward_bounds(CONFIG, UNIT_ROUNDOFF["float32"])
+    bounds = forward_bounds(CONFIG, "float32")
     assert list(bounds) == activation_names(CONFIG)
     assert list(bounds.values()) == sorted(bounds.values())
 
@@ -303,7 +326,7 @@ def test_no_mistake_explains_what_has_none(block):
     b = Computed(config, weights, mixer_torch.evaluate.activations_of_weights(
         config, weights, images, "float64", torch.device("cpu")))
     assert describe_weights(a, b) == "the same on both sides, to the bit"
-    for error in layer_errors(b.activations, a.activations, forward_bounds(config, UNIT_ROUNDOFF["float64"])):
+    for error in layer_errors(b.activations, a.activations, forward_bounds(config, "float64")):
         assert not error.past
         cause = likely_cause(error, a, b, images)
         assert "values are" not in cause, (error.name, cause)

@@ -287,12 +287,12 @@ def test_overwriting_replaces_weights_and_nothing_else(script, tmp_path):
     (tmp_path / "link").symlink_to(source)
     for target, format, start, words in (
             (run, "canonical", source, "is no folder of weights alone"),
-            (tmp_path / "a.npz", "npz", tmp_path / "a.npz", "is part of what is converted"),
-            (source, "canonical", source, "is part of what is converted"),
-            (tmp_path / "link", "canonical", source, "is part of what is converted"),
-            (source, "canonical", source / "model.safetensors", "is part of what is converted"),
-            (source / "model.safetensors", "timm", source, "is part of what is converted"),
-            (run / "checkpoint" / "model.safetensors", "timm", run, "is part of what is converted")):
+            (tmp_path / "a.npz", "npz", tmp_path / "a.npz", "what is converted"),
+            (source, "canonical", source, "what is converted"),
+            (tmp_path / "link", "canonical", source, "what is converted"),
+            (source, "canonical", source / "model.safetensors", "what is converted"),
+            (source / "model.safetensors", "timm", source, "what is converted"),
+            (run / "checkpoint" / "model.safetensors", "timm", run, "what is converted")):
         code, _, stderr = convert(target, format, start)
         assert (code, words in stderr) == (2, True), (target, stderr)
     for folder in ("a.npz", "a.pth"):
@@ -392,3 +392,35 @@ def test_the_largest_model_needs_little_memory(tmp_path):
             shutil.rmtree(previous) if previous.is_dir() else previous.unlink()
         previous = tmp_path / name
     assert subprocess.run(["cmp", tmp_path / "0.npz", previous], check=False).returncode == 0
+
+
+def test_a_target_is_the_same_by_any_name(script, tmp_path):
+    """Through a folder that does not exist, through links, inside a checkpoint: nothing is lost."""
+    save_weights(tmp_path / "a.npz", model_weights(SMALL), "npz")
+    before = (tmp_path / "a.npz").read_bytes()
+    code, _, err = script("convert", tmp_path / "a.npz", tmp_path / "none" / ".." / "a.npz", "--to", "npz")
+    assert code == 2
+    assert "is what is converted" in err
+    assert (tmp_path / "a.npz").read_bytes() == before
+    save_weights(tmp_path / "real", model_weights(TINY), "canonical")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert script("convert", tmp_path / "a.npz", tmp_path / "link", "--to", "canonical", "--overwrite")[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert identical(load_weights(tmp_path / "real").arrays, model_weights(SMALL).arrays)
+    checkpoint.save(tmp_path / "run" / "checkpoint", example())
+    code, _, err = script("convert", tmp_path / "a.npz", tmp_path / "run" / "checkpoint" / "b.npz", "--to", "npz")
+    assert code == 2
+    assert "lies in a checkpoint" in err
+
+
+def test_a_checkpoint_cut_off_between_its_renames_is_found(tmp_path):
+    checkpoint.save(tmp_path / "run" / "checkpoint", example())
+    (tmp_path / "run" / "checkpoint").rename(tmp_path / "run" / ".checkpoint.old")
+    assert identical(load_weights(tmp_path / "run").arrays, dict(example().weights))
+
+
+def test_more_memory_than_there_is(script, tmp_path):
+    save_weights(tmp_path / "a.npz", model_weights(SMALL), "npz")
+    code, _, err = script("convert", tmp_path / "a.npz", tmp_path / "b.npz", "--to", "npz", "--num-classes", 10**14)
+    assert code == 2
+    assert "there is not enough memory" in err

@@ -109,16 +109,46 @@ def test_a_run_continues_in_a_new_one(script, tmp_path):
 @FRAMEWORKS
 @pytest.mark.parametrize(("arguments", "words"), [
     (("--init-from", "{start}", "--model", "tiny"), "leave --model out"),
-    (("--init-from", "{start}", "--resume"), "leave --resume out"),
+    (("--init_from", "{start}", "--model", "tiny"), "leave --model out"),
+    (("--init-from", "{start}", "--resume"), "leave one of them out"),
+    (("--init-from", "{start}", "--out", "{start}", "--overwrite"), "is part of what the run begins from"),
+    (("--init-from", "{start}", "--image-width", "32"), "image_width 32 cannot be chosen for given weights"),
+    (("--init-from", "{start}", "--image-size", "320000"), "there is not enough memory"),
     (("--init-from", "nothing"), "nothing"),
     (("--init-from", "{start}", "--hidden-dim", "96"), "stem.weight has shape (64, 3, 4, 4) instead of (96, 3, 4, 4)"),
     (("--init-from", "{start}", "--image-size", "30"), "image_size 30 is not a multiple of patch_size 4"),
     (("--init-from", "{start}", "--num-classes", "12"), "num_classes is 12, but digits has 10 classes")])
 def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, words):
     source(tmp_path, OTHER)
-    code, _, err = script(f"train_{framework}", *(argument.format(start=tmp_path / "start") for argument in arguments),
-                          "--dataset", "digits", "--out", tmp_path / "run")
+    code, _, err = script(f"train_{framework}", "--out", tmp_path / "run", "--dataset", "digits",
+                          *(argument.format(start=tmp_path / "start") for argument in arguments))
     assert code == 2
     assert words in err
     assert err.startswith("error: ")
     assert not (tmp_path / "run").exists()
+    assert {path.name for path in (tmp_path / "start").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_images_that_are_not_square_start_a_run_on_square_ones(script, tmp_path):
+    source(tmp_path, replace(OTHER, image_size=8, image_width=32))
+    code, stdout, err = script("train_jax", "--init-from", tmp_path / "start", "--dataset", "digits", "--image-size",
+                               16, "--steps", 2, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "from 2x8 to 4x4 patches: interpolated" in stdout
+    assert checkpoint.load(tmp_path / "run" / "checkpoint").config.model.image_shape == (16, 16)
+
+
+def test_what_was_stated_is_not_called_assumed(script, tmp_path):
+    source(tmp_path, OTHER, "npz", "start.npz")
+    code, stdout, _ = script("train_torch", "--init-from", tmp_path / "start.npz", "--dataset", "digits", "--gelu",
+                             "exact", "--image-size", 32, "--steps", 1, "--out", tmp_path / "run")
+    assert code == 0
+    assert "does not tell: layer_norm_epsilon 1e-06\n" in stdout
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_converted_weights_are_no_run(script, tmp_path, name):
+    source(tmp_path, OTHER)
+    code, _, err = script(name, tmp_path / "start", *(["cat.jpg"] if name == "predict" else []))
+    assert code == 2
+    assert "holds weights that were converted, no run" in err

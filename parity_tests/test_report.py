@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mixer_common import plots
-from mixer_common.compare import UNIT_ROUNDOFF, Comparison, LayerError, Side, forward_bounds, gradient_bound
+from mixer_common.compare import Comparison, LayerError, Side, forward_bounds, gradient_bound
 from mixer_common.config import MODELS, activation_names, weight_shapes
 from mixer_common.report import write_page
 
@@ -29,11 +29,11 @@ def comparison(model: str = "tiny", parts_at: str | None = None, gradients: bool
                losses: tuple[np.ndarray | None, np.ndarray | None] = (None, None)) -> Comparison:
     """Errors at 0.3 of the bound, and 500 bounds from a layer on."""
     config = MODELS[model]
-    bounds = forward_bounds(config, UNIT_ROUNDOFF["float32"])
+    bounds = forward_bounds(config, "float32")
     past = activation_names(config)[activation_names(config).index(parts_at):] if parts_at else ()
     errors = (LayerError(name, bound * (500 if name in past else 0.3), bound / 10, bound)
               for name, bound in bounds.items())
-    bound = gradient_bound(config, UNIT_ROUNDOFF["float32"], 8)
+    bound = gradient_bound(config, "float32", 8)
     return Comparison(
         Side("runs/jax-run", f"{model}, {config.num_parameters:,} parameters", "jax 0.10 on CPU", losses[0]),
         Side("torch:weights.npz", f"timm weights of {model}", "torch 2.9 on CPU", losses[1]),

@@ -10,7 +10,7 @@ from conftest import random_weights
 
 import mixer_jax.evaluate
 import mixer_torch.evaluate
-from mixer_common.compare import UNIT_ROUNDOFF, forward_bounds, relative_error
+from mixer_common.compare import forward_bounds, relative_error
 from mixer_common.config import MODELS, MixerConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.resolution import change_image_size
@@ -67,7 +67,7 @@ def test_a_multiple_mixes_every_part_of_the_image_as_before(config, size):
     images = pictures(2, size, size)
     tiles = images.reshape(2, size // height, height, size // width, width, 3).swapaxes(2, 3)
     tiles = np.ascontiguousarray(tiles.reshape(-1, height, width, 3))
-    bound = forward_bounds(larger.config, UNIT_ROUNDOFF["float64"])["head"]
+    bound = forward_bounds(larger.config, "float64")["head"]
     for whole, single in zip(activations(larger, images), activations(weights, tiles), strict=True):
         for name in (f"blocks.{config.num_blocks - 1}.channel_mixing", "norm"):
             rows, columns = config.grid

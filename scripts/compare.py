@@ -21,7 +21,6 @@ from rich.table import Table
 from mixer_common import checkpoint
 from mixer_common.cli import parse
 from mixer_common.compare import (
-    UNIT_ROUNDOFF,
     Comparison,
     LayerError,
     Side,
@@ -73,6 +72,11 @@ def main() -> int:
         raise UserError(f"--images is {arguments.images}, but at least 1 image must be compared.")
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise UserError(f"--tolerance is {arguments.tolerance}, but a largest error must be at least 0.")
+    for path in (arguments.html, arguments.picture):
+        if path and path.is_dir():
+            raise UserError(f"{path} is a folder, but a file is written there: give it a name in it.")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
     opened = [open_side(arguments.a, "jax"), open_side(arguments.b, "torch")]
     frameworks = {name: importlib.import_module(f"mixer_{name}.framework").framework()
                   for name in dict.fromkeys(framework for framework, _, _ in opened)}
@@ -108,7 +112,9 @@ def open_side(text: str, default: str) -> tuple[str, Side, ModelWeights]:
     """The framework that computes the side, what it is, and its weights."""
     prefix, colon, rest = text.partition(":")
     asked, path = (prefix, Path(rest)) if colon and prefix in ("jax", "torch") else (None, Path(text))
-    if not ((path / "checkpoint").exists() or (path / "progress.json").exists()):
+    if asked and not rest:
+        raise UserError(f"{text} names a framework and no model: write the path of a run or of weights after it.")
+    if not (checkpoint.exists(path / "checkpoint") or (path / "progress.json").exists()):
         weights = load_weights(path)
         what = f"{weights.format} weights of {_sizes(weights)}"
         if weights.assumed:
@@ -128,9 +134,8 @@ def _sizes(weights: ModelWeights) -> str:
 def compare(arguments: Arguments, sides: list[Side], computed: list[Computed],
             gradients: list[dict[str, np.ndarray]], images: str, pictures: np.ndarray) -> Comparison:
     a, b = computed
-    roundoff = UNIT_ROUNDOFF[arguments.precision]
-    bounds = forward_bounds(a.config, roundoff)
-    bound = gradient_bound(a.config, roundoff, len(pictures))
+    bounds = forward_bounds(a.config, arguments.precision)
+    bound = gradient_bound(a.config, arguments.precision, len(pictures))
     if arguments.tolerance is not None:
         bounds, bound = dict.fromkeys(bounds, arguments.tolerance), arguments.tolerance
     comparison = Comparison(
@@ -160,16 +165,19 @@ def report(comparison: Comparison, arguments: Arguments) -> None:
               f"They part at {first.name}: {_figure(first)}, with a tolerance of {first.bound:g}.")
         print(comparison.cause)
     else:
-        worst = max((*comparison.activations, *comparison.gradients), key=lambda error: error.max_error)
-        print(f"They agree: the largest error is {worst.max_error:.1e}, at {worst.name}; rounding explains "
-              f"{worst.bound:.1e} there." if arguments.tolerance is None else
+        worst = max((*comparison.activations, *comparison.gradients), key=lambda error: error.ratio)
+        print(f"They agree: the largest error beside its bound is {worst.max_error:.1e}, at {worst.name}; rounding "
+              f"explains {worst.bound:.1e} there." if arguments.tolerance is None else
               f"They agree: the largest error is {worst.max_error:.1e}, at {worst.name}.")
     if all(losses is not None for losses in runs):
         from mixer_common import plots
 
         names = comparison.a.name, comparison.b.name
-        picture = arguments.picture or Path("runs") / f"{'-and-'.join(Path(name).name for name in names)}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture = arguments.picture
+        if picture is None:
+            short = (Path(name.removeprefix("jax:").removeprefix("torch:")).name for name in names)
+            picture = Path("runs") / f"{'-and-'.join(short)}.png"
+            picture.parent.mkdir(exist_ok=True)
         plots.loss_curves(*runs, names, picture)
         print(f"Losses     {describe_losses(*runs)}\n           {picture}")
     if arguments.html:
