@@ -36,6 +36,7 @@ class Trainer(Protocol):
 
     def begin_epoch(self, plan: EpochPlan) -> None: ...
     def train(self, first: int, last: int) -> np.ndarray: ...
+    def augmented(self, i: int) -> np.ndarray: ...
     def logits(self, images: np.ndarray) -> np.ndarray: ...
     def weights(self) -> dict[str, np.ndarray]: ...
     def moments(self) -> dict[str, dict[str, np.ndarray]]: ...
@@ -189,7 +190,12 @@ class _Course:
         """The rest of the current epoch, then its evaluation and checkpoint; on a signal the checkpoint alone."""
         epoch, first = divmod(self.progress.step, self.steps_per_epoch)
         last = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
-        self.trainer.begin_epoch(epoch_plan(self.config.model, self.recipe, len(self.dataset.train_images), epoch))
+        plan = epoch_plan(self.config.model, self.recipe, self.dataset.train_images.shape, epoch)
+        self.trainer.begin_epoch(plan)
+        if plan.augmentation and not self.progress.step:
+            batch = plan.indices[0]
+            plots.augmented_batch(self.dataset.train_images[batch], self.trainer.augmented(0),
+                                  self.run.pictures / "augmented_batch.png")
         epochs = math.ceil(self.total / self.steps_per_epoch)
         seconds, timed, speed = 0.0, 0, 0.0
         while first < last and not self.signal:

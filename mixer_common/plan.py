@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixer_common.augment import Draws, draw
 from mixer_common.config import MixerConfig
 from mixer_common.recipe import TrainConfig, bias_corrections, learning_rates
 from mixer_common.sampling import batch_indices, drop_path_scales
@@ -20,17 +21,19 @@ class EpochPlan:
     learning_rates: np.ndarray  # float64 (steps,)
     bias_corrections: np.ndarray  # float64 (steps, 2), Adam's
     drop_path: np.ndarray | None  # float32 (steps, num_blocks, 2, batch_size)
+    augmentation: Draws  # arrays of (steps, ...), none where nothing is on; see mixer_common/augment.py
 
     @property
     def steps(self) -> int:
         return len(self.indices)
 
 
-def epoch_plan(config: MixerConfig, recipe: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
-    """The plan of epoch `epoch`, counted from 0."""
-    indices = batch_indices(num_images, recipe.batch_size, recipe.seed, epoch)
+def epoch_plan(config: MixerConfig, recipe: TrainConfig, shape: tuple[int, ...], epoch: int) -> EpochPlan:
+    """The plan of epoch `epoch`, counted from 0. shape: of the training images, (N, H, W, 3)."""
+    indices = batch_indices(shape[0], recipe.batch_size, recipe.seed, epoch)
     steps = len(indices)
     first, last = epoch * steps, (epoch + 1) * steps
     return EpochPlan(
         first, indices, learning_rates(recipe, steps, first, last), bias_corrections(recipe, first, last),
-        drop_path_scales(config, steps, recipe.batch_size, recipe.seed, epoch))
+        drop_path_scales(config, steps, recipe.batch_size, recipe.seed, epoch),
+        draw(recipe, (steps, *shape[1:3]), epoch))

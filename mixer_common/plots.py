@@ -20,6 +20,13 @@ def first_batch(images: np.ndarray, labels: np.ndarray, class_names: Sequence[st
     _sheet(images[:32], [(class_names[label], "black") for label in labels[:32]], "First test images", path)
 
 
+def augmented_batch(images: np.ndarray, augmented: np.ndarray, path: Path) -> None:
+    """The first 16 images of a batch, each beside what augmentation made of it: bytes, as real numbers."""
+    pairs = np.stack([images, np.rint(augmented).astype(np.uint8)], axis=1)[:16].reshape(-1, *images.shape[1:])
+    captions = [("as it is", "black"), ("as trained on", "C0")] * (len(pairs) // 2)
+    _sheet(pairs, captions, "First training images, before and after augmentation", path)
+
+
 def predictions(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str],
                 path: Path) -> None:
     """The first 32 test images: predicted class and its probability; where wrong, in red with the true one."""

@@ -36,6 +36,12 @@ class TrainConfig:
     weight_decay: float = 0.0  # of matrices and filters; biases and norms never decay
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: any
     label_smoothing: float = 0.0  # share of each label spread over all classes
+    crop_padding: int = 0  # black pixels around an image, of which a window of its size is cut at random
+    flip: bool = False  # every other image left to right, at random
+    trivial_augment: bool = False  # one operation of TrivialAugment on every image, with a random strength
+    cutout: int = 0  # side of a grey square on every image, pixels; 0: none
+    mixup: float = 0.0  # alpha of the Beta(alpha, alpha) that mixes two images and their labels; 0: none
+    cutmix: float = 0.0  # alpha of the Beta that sizes a box put from another image; with mixup: one of the two a step
     momentum: float = 0.9  # sgd's
     beta1: float = 0.9  # adam's and adamw's
     beta2: float = 0.999  # adam's and adamw's
@@ -51,8 +57,9 @@ class TrainConfig:
         for name, low, high in (
                 ("batch_size", 1, None), ("epochs", 1, None), ("steps", 0, None), ("seed", 0, 2**63),
                 ("learning_rate", 0, None), ("warmup_epochs", 0, None), ("weight_decay", 0, None),
-                ("clip_norm", 0, None), ("label_smoothing", 0, 1), ("momentum", 0, 1), ("beta1", 0, 1),
-                ("beta2", 0, 1), ("adam_epsilon", 0, None)):
+                ("clip_norm", 0, None), ("label_smoothing", 0, 1), ("crop_padding", 0, 2**15), ("cutout", 0, 2**15),
+                ("mixup", 0, None), ("cutmix", 0, None), ("momentum", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1),
+                ("adam_epsilon", 0, None)):
             value = getattr(self, name)
             if value < low or (high is not None and value >= high):
                 upper = "" if high is None else f" and below {high}"

@@ -5,7 +5,8 @@ import numpy as np
 from mixer_common.config import MixerConfig
 from mixer_common.errors import UserError
 
-_PURPOSES = {"init": 0, "order": 1, "stochastic_depth": 2, "noise": 3}
+_PURPOSES = {"init": 0, "order": 1, "stochastic_depth": 2, "noise": 3, "crop": 4, "flip": 5, "trivial_augment": 6,
+             "cutout": 7, "mixing": 8}
 
 
 def generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:

@@ -20,7 +20,7 @@ BATCH_SIZE = 500
 
 
 def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str, record: Record = ignore) -> Array:
-    """Logits (B, num_classes) of uint8 images (B, H, W, 3), in the dtype of the weights."""
+    """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights."""
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
     pixels = to_pixels(images, model.config.image_shape, dtype).astype(compute)
     drop_path = None if drop_path is None else drop_path.astype(compute)

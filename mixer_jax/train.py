@@ -17,13 +17,18 @@ from mixer_common.config import MixerConfig
 from mixer_common.plan import EpochPlan
 from mixer_common.recipe import TrainConfig
 from mixer_jax import evaluate, optimizer
+from mixer_jax.augment import augment, of_step
 from mixer_jax.evaluate import WEIGHTS_DTYPE, forward
 from mixer_jax.model import create, to_canonical
 
 
-def loss(logits: Array, labels: Array, label_smoothing: float) -> Array:
+def loss(logits: Array, labels: Array, label_smoothing: float, label_weight: Array | None = None) -> Array:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
-    `label_smoothing` equally among all classes."""
+    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what label i
+    counts for, and label B-1-i for the rest."""
+    if label_weight is not None:
+        return (label_weight * loss(logits, labels, label_smoothing)
+                + (1 - label_weight) * loss(logits, labels[::-1], label_smoothing))
     log_probabilities = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
     if label_smoothing == 0:
@@ -75,7 +80,9 @@ class Trainer:
         self.plan = jax.device_put({
             "indices": plan.indices, "learning_rates": plan.learning_rates.astype(dtype),
             "bias_corrections": plan.bias_corrections.astype(dtype),
-            "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype)}, self.device)
+            "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype),
+            "augmentation": {name: rows.astype(dtype) if rows.dtype == np.float64 else rows
+                             for name, rows in plan.augmentation.items()}}, self.device)
         self.losses = jnp.zeros(plan.steps, dtype, device=self.device)
 
     def train(self, first: int, last: int) -> np.ndarray:
@@ -83,6 +90,11 @@ class Trainer:
         self.params, self.opt_state, self.losses = self._run(
             (self.params, self.opt_state, self.losses), self.frozen, self.images, self.labels, self.plan, first, last)
         return np.asarray(self.losses)[first:last]
+
+    def augmented(self, i: int) -> np.ndarray:
+        """The images of step `i` of the epoch as they are trained on: bytes (B, H, W, 3), as real numbers."""
+        batch, draws = self.images[self.plan["indices"][i]], of_step(self.plan["augmentation"], i)
+        return np.asarray(jax.jit(augment, static_argnums=2)(batch, draws, WEIGHTS_DTYPE[self.recipe.precision]))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
@@ -102,13 +114,14 @@ class Trainer:
 
     def _step(self, frozen: nnx.State, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:
         params, opt_state, losses = state
-        batch = plan["indices"][i]
+        batch, draws = plan["indices"][i], of_step(plan["augmentation"], i)
         drop_path = None if plan["drop_path"] is None else plan["drop_path"][i]
+        augmented = augment(images[batch], draws, WEIGHTS_DTYPE[self.recipe.precision])
 
         def objective(params: nnx.State) -> Array:
             model = nnx.merge(self.graphdef, params, frozen)
-            logits = forward(model, images[batch], drop_path, self.recipe.precision)
-            return loss(logits, labels[batch], self.recipe.label_smoothing)
+            logits = forward(model, augmented, drop_path, self.recipe.precision)
+            return loss(logits, labels[batch], self.recipe.label_smoothing, draws.get("label_weight"))
 
         value, grads = jax.value_and_grad(objective)(params)
         updates, opt_state = self.optimizer.update(

@@ -14,13 +14,18 @@ from mixer_common.config import MixerConfig
 from mixer_common.plan import EpochPlan
 from mixer_common.recipe import TrainConfig
 from mixer_torch import evaluate, optimizer
+from mixer_torch.augment import augment, of_step
 from mixer_torch.evaluate import WEIGHTS_DTYPE, forward
 from mixer_torch.model import create, to_canonical
 
 
-def loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def loss(logits: Tensor, labels: Tensor, label_smoothing: float, label_weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
-    `label_smoothing` equally among all classes."""
+    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what label i
+    counts for, and label B-1-i for the rest."""
+    if label_weight is not None:
+        return (label_weight * loss(logits, labels, label_smoothing)
+                + (1 - label_weight) * loss(logits, labels.flip(0), label_smoothing))
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
@@ -61,10 +66,17 @@ class Trainer:
         self.indices = torch.from_numpy(plan.indices).to(self.device)
         self.learning_rates = plan.learning_rates.tolist()
         self.drop_path = None if plan.drop_path is None else torch.from_numpy(plan.drop_path).to(self.device, dtype)
+        self.augmentation = {name: torch.from_numpy(rows).to(self.device, dtype if rows.dtype == np.float64 else None)
+                             for name, rows in plan.augmentation.items()}
 
     def train(self, first: int, last: int) -> np.ndarray:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
         return torch.stack([self._step(i) for i in range(first, last)]).cpu().numpy()
+
+    def augmented(self, i: int) -> np.ndarray:
+        """The images of step `i` of the epoch as they are trained on: bytes (B, H, W, 3), as real numbers."""
+        batch, draws = self.images[self.indices[i]], of_step(self.augmentation, i)
+        return augment(batch, draws, WEIGHTS_DTYPE[self.recipe.precision]).cpu().numpy()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
@@ -76,14 +88,15 @@ class Trainer:
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
         return optimizer.moments(self.model, self.optimizer, self.recipe)
 
-    def _objective(self, images: Tensor, labels: Tensor, drop_path: Tensor | None) -> Tensor:
-        logits = forward(self.model, images, drop_path, self.recipe.precision)
-        return loss(logits, labels, self.recipe.label_smoothing)
+    def _objective(self, images: Tensor, labels: Tensor, drop_path: Tensor | None, draws: dict[str, Tensor]) -> Tensor:
+        augmented = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
+        logits = forward(self.model, augmented, drop_path, self.recipe.precision)
+        return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"))
 
     def _step(self, i: int) -> Tensor:
-        batch = self.indices[i]
+        batch, draws = self.indices[i], of_step(self.augmentation, i)
         drop_path = None if self.drop_path is None else self.drop_path[i]
-        value = self._objective(self.images[batch], self.labels[batch], drop_path)
+        value = self._objective(self.images[batch], self.labels[batch], drop_path, draws)
         self.optimizer.zero_grad()
         value.backward()
         optimizer.step(self.optimizer, self.recipe, self.learning_rates[i])

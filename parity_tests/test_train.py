@@ -37,7 +37,7 @@ def trained(module, config: MixerConfig, recipe: TrainConfig, dataset: Dataset, 
     trainer = module.Trainer(config, recipe, weights, dataset.train_images, dataset.train_labels)
     losses, epoch = [], 0
     while steps:
-        plan = epoch_plan(config, recipe, len(dataset.train_images), epoch)
+        plan = epoch_plan(config, recipe, dataset.train_images.shape, epoch)
         trainer.begin_epoch(plan)
         count = min(steps, plan.steps)
         losses.append(trainer.train(0, count))
@@ -45,16 +45,20 @@ def trained(module, config: MixerConfig, recipe: TrainConfig, dataset: Dataset, 
     return np.concatenate(losses), trainer
 
 
+def explained_by_rounding(config: MixerConfig, recipe: TrainConfig, dataset: Dataset,
+                          losses: np.ndarray) -> np.ndarray:
+    """How far another framework's losses may be from JAX's at each step."""
+    nudged, _ = trained(mixer_jax.train, config, recipe, dataset, len(losses), nudged=True)
+    rounding = UNIT_ROUNDOFF[recipe.precision] * losses[0]
+    return MANY_ROUNDINGS * np.maximum.accumulate(np.abs(losses - nudged) + rounding)
+
+
 def assert_runs_equal(config: MixerConfig, recipe: TrainConfig, dataset: Dataset, steps: int,
                       promised: float | None = None) -> None:
     """At every step the losses differ by no more than promised, or else by what rounding explains so far."""
     (losses, ours), (losses_torch, theirs) = (
         trained(module, config, recipe, dataset, steps) for module in (mixer_jax.train, mixer_torch.train))
-    bound = np.full(steps, promised)
-    if promised is None:
-        nudged, _ = trained(mixer_jax.train, config, recipe, dataset, steps, nudged=True)
-        rounding = UNIT_ROUNDOFF[recipe.precision] * losses[0]
-        bound = MANY_ROUNDINGS * np.maximum.accumulate(np.abs(losses - nudged) + rounding)
+    bound = explained_by_rounding(config, recipe, dataset, losses) if promised is None else np.full(steps, promised)
     difference = np.abs(losses - losses_torch)
     print(f"{dataset.name}, {recipe.precision}, {steps} steps: losses differ by {difference.max():.1e}, bound "
           f"{bound[0]:.1e} at the first and {bound[-1]:.1e} at the last step")
@@ -122,7 +126,7 @@ def test_the_cuts_between_dispatches_change_no_bit(module, precision, digits):
     for cuts in ([0, 120], [0, 1, 2, 50, 51, 119, 120]):
         trainer = module.Trainer(config, recipe, initial_weights(config, 0), digits.train_images,
                                  digits.train_labels)
-        trainer.begin_epoch(epoch_plan(config, recipe, len(digits.train_images), 0))
+        trainer.begin_epoch(epoch_plan(config, recipe, digits.train_images.shape, 0))
         losses = [trainer.train(first, last) for first, last in itertools.pairwise(cuts)]
         results.append({"losses": np.concatenate(losses)} | trainer.weights() | trainer.moments()["first_moment"])
     assert all(results[0][name].tobytes() == results[1][name].tobytes() for name in results[0])
@@ -143,7 +147,7 @@ def test_nothing_is_compiled_twice(digits):
                                       digits.train_labels)
     first = []
     for epoch in range(3):
-        trainer.begin_epoch(epoch_plan(config, TUTORIAL, len(digits.train_images), epoch))
+        trainer.begin_epoch(epoch_plan(config, TUTORIAL, digits.train_images.shape, epoch))
         for start, end in ((0, 1), (1, 7), (7, 30)):
             trainer.train(start, end)
         trainer.logits(digits.test_images)
@@ -161,7 +165,7 @@ def test_torch_compile_draws_the_same_curve(digits):
     for compiled in (False, True):
         trainer = mixer_torch.train.Trainer(config, TUTORIAL, initial_weights(config, 0), digits.train_images,
                                             digits.train_labels, compiled=compiled)
-        trainer.begin_epoch(epoch_plan(config, TUTORIAL, len(digits.train_images), 0))
+        trainer.begin_epoch(epoch_plan(config, TUTORIAL, digits.train_images.shape, 0))
         losses.append(trainer.train(0, 300))
     assert np.abs(losses[0] - losses[1]).max() <= PROMISED["float32"]
 
