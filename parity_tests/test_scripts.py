@@ -144,7 +144,8 @@ def interrupted(script, monkeypatch, framework: str, out, number: signal.Signals
     return step
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [
+    pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, id="SIGTERM")])
 @FRAMEWORKS
 def test_resumed_in_the_middle_of_an_epoch_to_the_same_bits(script, monkeypatch, tmp_path, framework, number):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
