@@ -99,8 +99,8 @@ def _start(arguments: TrainArguments, dataset: Dataset) -> tuple[MixerConfig, Ma
     if start is None:
         return config, initial_weights(config, arguments.train.seed)
     print(f"Start    {start.format} weights in {arguments.init_from}", flush=True)
-    stated = {name for name in start.assumed if getattr(config, name) != getattr(start.config, name)}
-    if assumed := describe_assumed(replace(start, assumed=tuple(set(start.assumed) - stated - {"image_width"}))):
+    stated = {name for name in ("gelu", "layer_norm_epsilon") if getattr(config, name) != getattr(default, name)}
+    if assumed := describe_assumed(replace(start, assumed=tuple(set(start.assumed) - stated))):
         print(f"         assumed, since the file does not tell: {assumed}")
     if config.image_width != default.image_width:
         raise UserError(f"image_width {config.image_width} cannot be chosen for given weights: leave --image-width "

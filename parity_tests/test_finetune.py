@@ -143,7 +143,7 @@ def test_what_was_stated_is_not_called_assumed(script, tmp_path):
     code, stdout, _ = script("train_torch", "--init-from", tmp_path / "start.npz", "--dataset", "digits", "--gelu",
                              "exact", "--image-size", 32, "--steps", 1, "--out", tmp_path / "run")
     assert code == 0
-    assert "does not tell: layer_norm_epsilon 1e-06\n" in stdout
+    assert "does not tell: layer_norm_epsilon 1e-06, images 16x16\n" in stdout
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
