@@ -9,6 +9,7 @@ import json
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +26,10 @@ Arrays = Mapping[str, np.ndarray]
 
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
                 "I8": "<i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?"}
-# What zipfile and np.lib.format raise on a damaged file; a shape may ask for more memory than there is.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OSError, MemoryError)
+# What zipfile and np.lib.format raise on a damaged file: a header is Python's syntax, and a shape may ask for more
+# memory than there is.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OSError, MemoryError, SyntaxError,
+               tokenize.TokenError)
 # Flax's msgpack, flax/serialization.py: its extension types, and how it splits what is too large for one.
 _NDARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
