@@ -252,7 +252,10 @@ class _Course:
         print(f"Data     {self.dataset.source}: {len(self.dataset.train_images):,} training and "
               f"{len(self.dataset.test_images):,} test images of {config.picture_size} px")
         print(f"Recipe   {config.recipe_name}: {recipe.optimizer}, learning rate {recipe.learning_rate:g}, batch "
-              f"{recipe.batch_size}, {self.total:,} steps, {recipe.precision}, seed {recipe.seed}")
+              f"{recipe.batch_size}, {self.total:,} steps, {recipe.precision}, seed {recipe.seed}"
+              + "".join(f", {name.replace('_', ' ')}" for name in (
+                  "crop_padding", "flip", "trivial_augment", "cutout", "mixup", "cutmix", "freeze_backbone")
+                  if getattr(recipe, name)))
         print(f"Runs in  {self.framework.name} "
               f"{versions[self.framework.name]} on {self.framework.describe(self.device)}")
         print(f"Output   {self.run.path}" + (f", from step {self.progress.step:,}" if self.progress.step else ""),

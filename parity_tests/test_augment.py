@@ -308,10 +308,11 @@ def test_the_scripts_augment_and_draw_a_picture_of_it(script, tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = ("--crop-padding", 4, "--flip", "--trivial-augment", "--cutout", 8, "--mixup", 0.2, "--cutmix", 1.0)
     for framework in ("jax", "torch"):
-        code, _, _ = script(f"train_{framework}", "--dataset", "digits", "--model", "tiny", "--image-size", 40,
+        code, stdout, _ = script(f"train_{framework}", "--dataset", "digits", "--model", "tiny", "--image-size", 40,
                             "--patch-size", 8, "--num-blocks", 1, "--batch-size", 16, "--precision", "float64",
                             "--steps", 10, *asked, "--out", tmp_path / framework)
         assert code == 0
+        assert "seed 0, crop padding, flip, trivial augment, cutout, mixup, cutmix\n" in stdout
         with Image.open(tmp_path / framework / "pictures" / "augmented_batch.png") as picture:
             assert min(picture.size) > 500
             assert len(picture.convert("L").getcolors()) > 50
