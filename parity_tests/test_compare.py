@@ -13,7 +13,9 @@ from conftest import random_weights
 
 import mixer_jax.evaluate
 import mixer_torch.evaluate
+import mixer_torch.framework
 import mixer_torch.model
+import mixer_torch.train
 from mixer_common.compare import forward_bounds, layer_errors
 from mixer_common.config import MixerConfig, activation_names
 from mixer_common.diagnosis import Computed, describe_weights, likely_cause
