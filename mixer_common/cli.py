@@ -93,5 +93,8 @@ def parse(kind: type[T], description: str) -> T:
 
 def load_framework(asked: str, state: Checkpoint) -> "Framework":
     """The framework "jax" or "torch", or for "auto" the one that trained last; only that one is imported."""
-    name = state.progress.frameworks[-1][0] if asked == "auto" else asked
+    return import_framework(state.progress.frameworks[-1][0] if asked == "auto" else asked)
+
+
+def import_framework(name: str) -> "Framework":
     return importlib.import_module(f"mixer_{name}.framework").framework()

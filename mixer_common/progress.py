@@ -73,9 +73,5 @@ class ByteDisplay:
             self.tasks[what] = self.bar.add_task(what, total=total)
         self.bar.update(self.tasks[what], completed=done, total=total)
         if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.line(f"  {what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-
-    def line(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
-        sys.stdout.flush()
-        self.last_line = time.monotonic()
+            self.console.print(f"  {what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+            self.last_line = time.monotonic()

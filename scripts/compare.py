@@ -5,7 +5,6 @@ which framework computes it; else a run is computed by the framework that traine
 side in JAX, the second in PyTorch. Exit code 1 where the sides part.
 """
 
-import importlib
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixer_common import checkpoint
-from mixer_common.cli import parse
+from mixer_common.cli import import_framework, parse
 from mixer_common.compare import (
     Comparison,
     LayerError,
@@ -78,8 +77,7 @@ def main() -> int:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     opened = [open_side(arguments.a, "jax"), open_side(arguments.b, "torch")]
-    frameworks = {name: importlib.import_module(f"mixer_{name}.framework").framework()
-                  for name in dict.fromkeys(framework for framework, _, _ in opened)}
+    frameworks = {name: import_framework(name) for name in dict.fromkeys(framework for framework, _, _ in opened)}
     devices = {name: framework.prepare(arguments.device, arguments.precision)
                for name, framework in frameworks.items()}
     dataset = load_dataset(arguments.dataset, arguments.data_dir, next(iter(frameworks.values())).download)
