@@ -5,17 +5,13 @@ In the order of their application: crop and flip; one operation of TrivialAugmen
 
 import numpy as np
 
-from mixer_common.recipe import TrainConfig
+from mixer_common.recipe import OPERATIONS, TrainConfig
 from mixer_common.sampling import generator
 
 Draws = dict[str, np.ndarray]  # by name, the first axis counts the epoch's steps
 
 GREY = 127.5  # the byte that becomes 0 in [-1, 1]
-# The list of TrivialAugment's wide space (Mueller & Hutter 2021, arXiv 2103.10158), in the order of torchvision's
-# TrivialAugmentWide, which is also the source of every strength below.
-OPERATIONS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
-              "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize")
-STRENGTHS = 31  # equally spaced, from none to all
+STRENGTHS = 31  # equally spaced, from none to all; what they are is torchvision's TrivialAugmentWide's
 
 
 def draw(recipe: TrainConfig, shape: tuple[int, int, int], epoch: int) -> Draws:
@@ -40,7 +36,8 @@ def draw(recipe: TrainConfig, shape: tuple[int, int, int], epoch: int) -> Draws:
         draws["flip"] = generator(recipe.seed, epoch, "flip").random(batch) < 0.5 * recipe.flip
     if recipe.trivial_augment:
         random = generator(recipe.seed, epoch, "trivial_augment")
-        operation, strength = random.integers(len(OPERATIONS), size=batch), random.integers(STRENGTHS, size=batch)
+        chosen = np.array([OPERATIONS.index(name) for name in recipe.operations or OPERATIONS])
+        operation, strength = chosen[random.integers(len(chosen), size=batch)], random.integers(STRENGTHS, size=batch)
         draws |= trivial_augment(operation, strength, random.random(batch) < 0.5, *size)
     if recipe.cutout:
         centre = generator(recipe.seed, epoch, "cutout").integers(0, size, (*batch, 2))

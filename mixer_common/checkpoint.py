@@ -16,7 +16,7 @@ import numpy as np
 from mixer_common.config import MixerConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.fields import from_dict
-from mixer_common.recipe import MOMENTS, TrainConfig
+from mixer_common.recipe import TrainConfig, moment_names
 from mixer_common.weights import check_weights
 
 
@@ -45,7 +45,6 @@ class RunConfig:
         if "model" in values and "train" not in values:
             raise UserError(f"{path.parent} holds weights that were converted, no run: it has neither classes nor "
                             "data; begin a run with --init-from, or look at it with compare.py.")
-        values["class_names"] = tuple(values.get("class_names", ()))
         values["model"] = from_dict(MixerConfig, values.get("model"), f"'model' in {path}")
         values["train"] = from_dict(TrainConfig, values.get("train"), f"'train' in {path}")
         return from_dict(RunConfig, values, str(path))
@@ -66,8 +65,8 @@ class Progress:
 class Checkpoint:
     config: RunConfig
     progress: Progress
-    weights: Mapping[str, np.ndarray]  # canonical
-    moments: Mapping[str, Mapping[str, np.ndarray]]  # canonical, by the names of recipe.MOMENTS
+    weights: Mapping[str, np.ndarray]  # canonical: the model's, with ema_decay averaged ones
+    moments: Mapping[str, Mapping[str, np.ndarray]]  # canonical, by recipe.moment_names
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -121,7 +120,7 @@ def load(folder: Path) -> Checkpoint:
     weights = read_arrays(folder / "model.safetensors")
     check_weights(weights, shapes, str(folder / "model.safetensors"))
     arrays = read_arrays(folder / "optimizer.safetensors")
-    names = MOMENTS[config.train.optimizer]
+    names = moment_names(config.train)
     check_weights(arrays, {f"{moment}.{name}": shape for moment in names for name, shape in shapes.items()},
                   str(folder / "optimizer.safetensors"))
     moments = {moment: {name: arrays[f"{moment}.{name}"] for name in shapes} for moment in names}

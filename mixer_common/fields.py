@@ -19,13 +19,16 @@ def by_name(kind: str, table: dict[str, T], name: str) -> T:
 
 
 def check_fields(config: Any) -> None:
-    """Checks every field of a dataclass of numbers and Literal choices against its annotation."""
+    """Checks every field of a dataclass of numbers and Literal choices, or tuples of names, against its annotation."""
     for field in fields(config):
         value, kind = getattr(config, field.name), field.type
         if get_origin(kind) is Literal:
             if value not in get_args(kind):
                 raise UserError(f"{field.name} is {value!r}: choose one of "
                                 f"{', '.join(map(str, get_args(kind)))}.")
+        elif get_origin(kind) is tuple:
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                raise UserError(f"{field.name} is {value!r}, but must be a list of names.")
         elif kind is bool and not isinstance(value, bool):
             raise UserError(f"{field.name} is {value!r}, but must be true or false.")
         elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
@@ -48,4 +51,6 @@ def from_dict(kind: type[T], values: Any, where: str) -> T:
     if not required <= given <= names:
         raise UserError(f"{where} does not hold a {kind.__name__}: missing {sorted(required - given)}, "
                         f"unknown {sorted(given - names)}; it was written by another version or changed.")
-    return kind(**values)
+    tuples = {field.name for field in fields(kind) if get_origin(field.type) is tuple}
+    return kind(**{name: tuple(value) if name in tuples and isinstance(value, list) else value
+                   for name, value in values.items()})

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mixer_common import metrics, plots
+from mixer_common import checkpoint, metrics, plots
 from mixer_common.checkpoint import Checkpoint, Progress, RunConfig
 from mixer_common.cli import TrainArguments
 from mixer_common.config import MODELS, MixerConfig, model_name, weight_shapes
@@ -21,7 +21,7 @@ from mixer_common.errors import UserError
 from mixer_common.init import initial_weights
 from mixer_common.plan import EpochPlan, epoch_plan
 from mixer_common.progress import Display
-from mixer_common.recipe import learning_rates, total_steps
+from mixer_common.recipe import TrainConfig, learning_rates, total_steps
 from mixer_common.resolution import change_image_size
 from mixer_common.runlog import RunFolder
 from mixer_common.sampling import steps_in_epoch
@@ -38,8 +38,8 @@ class Trainer(Protocol):
     def train(self, first: int, last: int) -> np.ndarray: ...
     def augmented(self, i: int) -> np.ndarray: ...
     def logits(self, images: np.ndarray) -> np.ndarray: ...
-    def weights(self) -> dict[str, np.ndarray]: ...
-    def moments(self) -> dict[str, dict[str, np.ndarray]]: ...
+    def weights(self) -> dict[str, np.ndarray]: ...  # the model's: where it is an average, that
+    def moments(self) -> dict[str, dict[str, np.ndarray]]: ...  # by recipe.moment_names
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Framework:
     activations: Callable[..., dict[str, np.ndarray]]  # the same -> by name, in network order
     gradients: Callable[..., dict[str, np.ndarray]]  # (..., images, labels, precision, device) -> canonical
     download: Callable[[Path], None]
+    out_of_memory: Callable[[BaseException], bool]  # whether an error says that memory did not suffice
 
 
 def train(framework: Framework, arguments: TrainArguments) -> int:
@@ -84,7 +85,29 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
                             "--out.")
         run.create(run_config, arguments.overwrite)
         state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)), weights, None)
-    return _Course(framework, device, run, state, dataset).follow()
+    course = None
+    try:
+        course = _Course(framework, device, run, state, dataset)
+        return course.follow()
+    except Exception as error:
+        if not framework.out_of_memory(error):
+            raise
+        raise UserError(_too_large(state.config, framework.describe(device), fits=course is not None,
+                                   begun=checkpoint.exists(run.checkpoint))) from None
+
+
+def _too_large(config: RunConfig, device: str, fits: bool, begun: bool) -> str:
+    """The sentence for a run that the memory of `device` is too small for. fits: for the images of a step only;
+    begun: there is a checkpoint to go on from."""
+    size, parts = config.train.batch_size, config.train.accumulation
+    if not fits or size == parts:
+        return (f"{config.model_name} with its optimizer and data does not fit into the memory of {device}, even with "
+                "one image at a time: choose a smaller model.")
+    more = next(count for count in range(2 * parts, size + 1) if size % count == 0)
+    advice = (f"go on with --resume --accumulation {more}" if begun else
+              f"try --overwrite with --batch-size {size // parts // 2 * parts}, or with --accumulation {more}")
+    return (f"batch_size {size}{f' with accumulation {parts}' if parts > 1 else ''} does not fit into the memory of "
+            f"{device}: {advice}, which gives the same result.")
 
 
 def _start(arguments: TrainArguments, dataset: Dataset) -> tuple[MixerConfig, Mapping[str, np.ndarray]]:
@@ -122,12 +145,14 @@ def _continued(state: Checkpoint, arguments: TrainArguments, framework: Framewor
                run: RunFolder) -> Checkpoint:
     """The checkpoint, with a longer training where that was asked for. UserError where anything else differs."""
     config, progress = state.config, state.progress
-    longer = replace(config.train, epochs=arguments.train.epochs, steps=arguments.train.steps)
-    if (arguments.model, arguments.recipe, arguments.config, arguments.train) != (
+    asked = arguments.train
+    longer = replace(config.train, epochs=asked.epochs, steps=asked.steps, accumulation=asked.accumulation)
+    if (arguments.model, arguments.recipe, arguments.config, asked) != (
             config.model_name, config.recipe_name, config.model, longer):
         raise UserError(f"{run.path} was begun with other settings than the command line's: "
-                        "resume it with --out and --resume alone; only --epochs and --steps may change.")
-    if longer != config.train and longer.schedule != "constant":
+                        "resume it with --out and --resume alone; only --epochs, --steps and --accumulation may "
+                        "change.")
+    if (longer.epochs, longer.steps) != (config.train.epochs, config.train.steps) and longer.schedule != "constant":
         raise UserError(f"the {longer.schedule} schedule of {run.path} is laid out for its length: "
                         "resume it without --epochs and --steps.")
     if dataset.fingerprint != config.dataset_fingerprint:
@@ -254,8 +279,9 @@ class _Course:
         print(f"Recipe   {config.recipe_name}: {recipe.optimizer}, learning rate {recipe.learning_rate:g}, batch "
               f"{recipe.batch_size}, {self.total:,} steps, {recipe.precision}, seed {recipe.seed}"
               + "".join(f", {name.replace('_', ' ')}" for name in (
-                  "crop_padding", "flip", "trivial_augment", "cutout", "mixup", "cutmix", "freeze_backbone")
-                  if getattr(recipe, name)))
+                  "crop_padding", "flip", "trivial_augment", "operations", "cutout", "mixup", "cutmix", "accumulation",
+                  "ema_decay", "freeze_backbone")
+                  if getattr(recipe, name) != getattr(TrainConfig, name)))
         print(f"Runs in  {self.framework.name} "
               f"{versions[self.framework.name]} on {self.framework.describe(self.device)}")
         print(f"Output   {self.run.path}" + (f", from step {self.progress.step:,}" if self.progress.step else ""),

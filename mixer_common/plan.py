@@ -6,7 +6,7 @@ import numpy as np
 
 from mixer_common.augment import Draws, draw
 from mixer_common.config import MixerConfig
-from mixer_common.recipe import TrainConfig, bias_corrections, learning_rates
+from mixer_common.recipe import TrainConfig, bias_corrections, ema_rates, learning_rates
 from mixer_common.sampling import batch_indices, drop_path_scales
 
 PIXEL_SCALE = 1 / 255  # pixel = (2 · byte − 255) · PIXEL_SCALE, in [-1, 1]
@@ -20,6 +20,7 @@ class EpochPlan:
     indices: np.ndarray  # int32 (steps, batch_size)
     learning_rates: np.ndarray  # float64 (steps,)
     bias_corrections: np.ndarray  # float64 (steps, 2), Adam's
+    ema_rates: np.ndarray | None  # float64 (steps,), the step's share in the average of the weights
     drop_path: np.ndarray | None  # float32 (steps, num_blocks, 2, batch_size)
     augmentation: Draws  # arrays of (steps, ...), none where nothing is on; see mixer_common/augment.py
 
@@ -35,5 +36,6 @@ def epoch_plan(config: MixerConfig, recipe: TrainConfig, shape: tuple[int, ...],
     first, last = epoch * steps, (epoch + 1) * steps
     return EpochPlan(
         first, indices, learning_rates(recipe, steps, first, last), bias_corrections(recipe, first, last),
+        ema_rates(recipe, first, last) if recipe.ema_decay else None,
         drop_path_scales(config, steps, recipe.batch_size, recipe.seed, epoch),
         draw(recipe, (steps, *shape[1:3]), epoch))

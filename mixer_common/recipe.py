@@ -7,14 +7,20 @@ from typing import Literal
 import numpy as np
 
 from mixer_common.errors import UserError
-from mixer_common.fields import check_fields
+from mixer_common.fields import by_name, check_fields
+
+# The list of TrivialAugment's wide space (Mueller & Hutter 2021, arXiv 2103.10158), in the order of torchvision's
+# TrivialAugmentWide.
+OPERATIONS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+              "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Optimizer, schedule, regularisation, length and seed of a run. Raises UserError on a bad value.
 
-    One step, with g the gradient of the batch's mean loss, t counting from 1 and lr(t) the schedule:
+    One step, with g the gradient of the batch's mean loss, worked out as the mean over `accumulation` equal
+    parts of the batch, t counting from 1 and lr(t) the schedule:
 
     1. clip_norm > 0: g ← g · min(1, clip_norm / ‖g‖), ‖g‖ over all parameters that learn.
     2. adam, sgd: g ← g + weight_decay · w; adamw: w ← w − lr · weight_decay · w. Only arrays of two or
@@ -22,6 +28,9 @@ class TrainConfig:
     3. adam, adamw: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g²,
        w ← w − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε) (Kingma & Ba 2015, arXiv 1412.6980; AdamW:
        Loshchilov & Hutter 2019, arXiv 1711.05101). sgd: b ← momentum · b + g, w ← w − lr · b.
+    4. ema_decay > 0: e ← e + (1 − dₜ)(w − e) with dₜ = min(ema_decay, (1+t)/(10+t)), from e = w. The model is
+       then e: it is what is evaluated and written (averaging: Polyak & Juditsky 1992, SIAM J. Control Optim. 30;
+       dₜ: the rule of TensorFlow's ExponentialMovingAverage with num_updates).
 
     precision float64 and float32 hold and compute everything so; bfloat16 holds weights and moments in
     float32 and computes the model in bfloat16, the statistics of its norms and the loss in float32.
@@ -29,6 +38,7 @@ class TrainConfig:
     """
 
     batch_size: int = 4  # images a step
+    accumulation: int = 1  # equal parts in which a step works off its batch: less memory, the same result
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # the formulas are in mixer_common/recipe.py
     learning_rate: float = 1e-3  # the largest, after the warm-up
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: falls to 0 over the run
@@ -39,6 +49,7 @@ class TrainConfig:
     crop_padding: int = 0  # black pixels around an image, of which a window of its size is cut at random
     flip: bool = False  # every other image left to right, at random
     trivial_augment: bool = False  # one operation of TrivialAugment on every image, with a random strength
+    operations: tuple[str, ...] = ()  # those that TrivialAugment draws from, such as rotate brightness; none: all 14
     cutout: int = 0  # side of a grey square on every image, pixels; 0: none
     mixup: float = 0.0  # alpha of the Beta(alpha, alpha) that mixes two images and their labels; 0: none
     cutmix: float = 0.0  # alpha of the Beta that sizes a box put from another image; with mixup: one of the two a step
@@ -46,6 +57,7 @@ class TrainConfig:
     beta1: float = 0.9  # adam's and adamw's
     beta2: float = 0.999  # adam's and adamw's
     adam_epsilon: float = 1e-8  # adam's and adamw's, added to the root
+    ema_decay: float = 0.0  # the model is an exponential moving average of the weights, such as 0.999; 0: they are
     freeze_backbone: bool = False  # the head learns alone
     epochs: int = 10  # passes through the training images
     steps: int = 0  # 0: as many as the epochs have; else the run ends after so many
@@ -55,15 +67,24 @@ class TrainConfig:
     def __post_init__(self):
         check_fields(self)
         for name, low, high in (
-                ("batch_size", 1, None), ("epochs", 1, None), ("steps", 0, None), ("seed", 0, 2**63),
-                ("learning_rate", 0, None), ("warmup_epochs", 0, None), ("weight_decay", 0, None),
+                ("batch_size", 1, None), ("accumulation", 1, None), ("epochs", 1, None), ("steps", 0, None),
+                ("seed", 0, 2**63), ("learning_rate", 0, None), ("warmup_epochs", 0, None), ("weight_decay", 0, None),
                 ("clip_norm", 0, None), ("label_smoothing", 0, 1), ("crop_padding", 0, 2**15), ("cutout", 0, 2**15),
                 ("mixup", 0, None), ("cutmix", 0, None), ("momentum", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1),
-                ("adam_epsilon", 0, None)):
+                ("adam_epsilon", 0, None), ("ema_decay", 0, 1)):
             value = getattr(self, name)
             if value < low or (high is not None and value >= high):
                 upper = "" if high is None else f" and below {high}"
                 raise UserError(f"{name} is {value}, but must be at least {low}{upper}.")
+        if self.batch_size % self.accumulation:
+            raise UserError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}: "
+                            "choose sizes where every part of the batch is as large as the others.")
+        for name in self.operations:
+            by_name("operation", dict.fromkeys(OPERATIONS), name)
+        if len(set(self.operations)) < len(self.operations):
+            raise UserError(f"operations is {' '.join(self.operations)}, but each may be named once.")
+        if self.operations and not self.trivial_augment:
+            raise UserError("operations are what TrivialAugment draws from, and it is off: add --trivial-augment.")
 
 
 RECIPES: dict[str, TrainConfig] = {
@@ -76,6 +97,12 @@ RECIPES: dict[str, TrainConfig] = {
 # What each optimizer remembers of every parameter.
 MOMENTS = {"adam": ("first_moment", "second_moment"), "adamw": ("first_moment", "second_moment"),
            "sgd": ("momentum",)}
+
+
+def moment_names(recipe: TrainConfig) -> tuple[str, ...]:
+    """What a checkpoint holds beside the model's weights: the optimizer's moments, and where the model is an average,
+    the weights as trained."""
+    return (*MOMENTS[recipe.optimizer], *(("trained_weights",) if recipe.ema_decay else ()))
 
 
 def total_steps(recipe: TrainConfig, steps_per_epoch: int) -> int:
@@ -106,3 +133,9 @@ def bias_corrections(recipe: TrainConfig, first: int, last: int) -> np.ndarray:
     """
     t = np.arange(first + 1, last + 1, dtype=np.float64)
     return np.stack([1 - recipe.beta1**t, np.sqrt(1 - recipe.beta2**t)], axis=1)
+
+
+def ema_rates(recipe: TrainConfig, first: int, last: int) -> np.ndarray:
+    """1 − dₜ, the share of steps `first` to `last` - 1 (t = step + 1) in the average: float64."""
+    t = np.arange(first + 1, last + 1, dtype=np.float64)
+    return 1 - np.minimum(recipe.ema_decay, (1 + t) / (10 + t))

@@ -19,6 +19,12 @@ COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jn
 BATCH_SIZE = 500
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory, the device's or the machine's, did not suffice."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
 def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str, record: Record = ignore) -> Array:
     """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights."""
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
@@ -29,16 +35,22 @@ def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str
     return model(pixels, drop_path, record).astype(dtype)
 
 
-def logits(model: Mixer, images: np.ndarray, precision: str) -> np.ndarray:
-    """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
+def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_SIZE) -> np.ndarray:
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped; `size` images at a time, or half as
+    many as often as they do not fit into memory."""
     graphdef, weights = nnx.split(model)
-    size = min(BATCH_SIZE, len(images))
+    size = min(size, len(images))
     result = []
-    for start in range(0, len(images), size):
-        batch = images[start:start + size]
-        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])  # one shape, one compilation
-        result.append(np.asarray(_compiled_forward(graphdef, weights, padded, precision))[: len(batch)])
-    return np.concatenate(result)
+    try:
+        for start in range(0, len(images), size):
+            batch = images[start:start + size]
+            padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])  # one shape, one compilation
+            result.append(np.asarray(_compiled_forward(graphdef, weights, padded, precision))[: len(batch)])
+        return np.concatenate(result)
+    except Exception as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+    return logits(model, images, precision, size // 2)
 
 
 def logits_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str,

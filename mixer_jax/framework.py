@@ -9,7 +9,7 @@ import jax
 from mixer_common.errors import UserError
 from mixer_common.loop import Framework, common_versions
 from mixer_jax.data import download_cifar10
-from mixer_jax.evaluate import activations_of_weights, logits_of_weights
+from mixer_jax.evaluate import activations_of_weights, logits_of_weights, out_of_memory
 from mixer_jax.train import Trainer, gradients_of_weights
 
 
@@ -17,7 +17,8 @@ def framework() -> Framework:
     return Framework(
         name="jax", versions=common_versions() | {name: version(name) for name in ("jax", "flax", "optax")},
         prepare=prepare, describe=describe, trainer=Trainer, logits=logits_of_weights,
-        activations=activations_of_weights, gradients=gradients_of_weights, download=download_cifar10)
+        activations=activations_of_weights, gradients=gradients_of_weights, download=download_cifar10,
+        out_of_memory=out_of_memory)
 
 
 def prepare(asked: str, precision: str) -> jax.Device:

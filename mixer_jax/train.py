@@ -3,7 +3,7 @@
 Twin of mixer_torch/train.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -22,13 +22,14 @@ from mixer_jax.evaluate import WEIGHTS_DTYPE, forward
 from mixer_jax.model import create, to_canonical
 
 
-def loss(logits: Array, labels: Array, label_smoothing: float, label_weight: Array | None = None) -> Array:
+def loss(logits: Array, labels: Array, label_smoothing: float, label_weight: Array | None = None,
+         partners: Array | None = None) -> Array:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
-    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what label i
-    counts for, and label B-1-i for the rest."""
+    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what an image's label
+    counts for, and that of its partner, in `partners` (B,), for the rest."""
     if label_weight is not None:
         return (label_weight * loss(logits, labels, label_smoothing)
-                + (1 - label_weight) * loss(logits, labels[::-1], label_smoothing))
+                + (1 - label_weight) * loss(logits, partners, label_smoothing))
     log_probabilities = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
     if label_smoothing == 0:
@@ -60,11 +61,15 @@ class Trainer:
                  images: np.ndarray, labels: np.ndarray,
                  moments: Mapping[str, Mapping[str, np.ndarray]] | None = None, step: int = 0,
                  device: jax.Device | None = None):
-        """weights, moments: canonical, as they are after `step` steps; images: uint8 (N, H, W, 3)."""
+        """weights: canonical, the model's; moments: by recipe.moment_names; both as they are after `step` steps;
+        images: uint8 (N, H, W, 3)."""
         self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
-        model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
         learns = (lambda path, value: path[0] == "head") if recipe.freeze_backbone else nnx.Param
-        self.graphdef, self.params, self.frozen = nnx.split(model, learns, ...)
+        trained = weights if moments is None else moments.get("trained_weights", weights)
+        self.graphdef, self.params, self.frozen = nnx.split(
+            create(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision]), learns, ...)
+        self.average = None if not recipe.ema_decay else nnx.state(
+            create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision]), learns)
         self.optimizer = optimizer.create(recipe)
         opt_state = self.optimizer.init(self.params)
         if moments is not None:
@@ -80,6 +85,7 @@ class Trainer:
         self.plan = jax.device_put({
             "indices": plan.indices, "learning_rates": plan.learning_rates.astype(dtype),
             "bias_corrections": plan.bias_corrections.astype(dtype),
+            "ema_rates": None if plan.ema_rates is None else plan.ema_rates.astype(dtype),
             "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype),
             "augmentation": {name: rows.astype(dtype) if rows.dtype == np.float64 else rows
                              for name, rows in plan.augmentation.items()}}, self.device)
@@ -87,8 +93,9 @@ class Trainer:
 
     def train(self, first: int, last: int) -> np.ndarray:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
-        self.params, self.opt_state, self.losses = self._run(
-            (self.params, self.opt_state, self.losses), self.frozen, self.images, self.labels, self.plan, first, last)
+        self.params, self.opt_state, self.average, self.losses = self._run(
+            (self.params, self.opt_state, self.average, self.losses), self.frozen, self.images, self.labels, self.plan,
+            first, last)
         return np.asarray(self.losses)[first:last]
 
     def augmented(self, i: int) -> np.ndarray:
@@ -98,13 +105,22 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return evaluate.logits(nnx.merge(self.graphdef, self.params, self.frozen), images, self.recipe.precision)
+        return evaluate.logits(nnx.merge(self.graphdef, self._judged, self.frozen), images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
-        return to_canonical(self.config, nnx.merge_state(self.params, self.frozen))
+        """The model's weights, canonical: where there is an average, that."""
+        return to_canonical(self.config, nnx.merge_state(self._judged, self.frozen))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        return optimizer.moments(self.config, self.opt_state, self.frozen, self.recipe)
+        """Canonical arrays by recipe.moment_names: whatever the training needs beside the model to go on."""
+        moments = optimizer.moments(self.config, self.opt_state, self.frozen, self.recipe)
+        if self.average is not None:
+            moments["trained_weights"] = to_canonical(self.config, nnx.merge_state(self.params, self.frozen))
+        return moments
+
+    @property
+    def _judged(self) -> nnx.State:
+        return self.params if self.average is None else self.average
 
     def _steps(self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array,
                last: Array) -> tuple:
@@ -113,18 +129,38 @@ class Trainer:
         return jax.lax.fori_loop(first, last, partial(self._step, frozen, images, labels, plan), state)
 
     def _step(self, frozen: nnx.State, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:
-        params, opt_state, losses = state
+        params, opt_state, average, losses = state
         batch, draws = plan["indices"][i], of_step(plan["augmentation"], i)
         drop_path = None if plan["drop_path"] is None else plan["drop_path"][i]
         augmented = augment(images[batch], draws, WEIGHTS_DTYPE[self.recipe.precision])
 
-        def objective(params: nnx.State) -> Array:
-            model = nnx.merge(self.graphdef, params, frozen)
-            logits = forward(model, augmented, drop_path, self.recipe.precision)
-            return loss(logits, labels[batch], self.recipe.label_smoothing, draws.get("label_weight"))
+        def objective(params: nnx.State, images: Array, labels: Array, partners: Array,
+                      drop_path: Array | None) -> Array:
+            logits = forward(nnx.merge(self.graphdef, params, frozen), images, drop_path, self.recipe.precision)
+            return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"), partners)
 
-        value, grads = jax.value_and_grad(objective)(params)
+        value, grads = _mean_over_parts(objective, self.recipe.accumulation, params, augmented, labels[batch],
+                                        labels[batch][::-1], drop_path)
         updates, opt_state = self.optimizer.update(
             grads, opt_state, params, learning_rate=plan["learning_rates"][i],
             bias_corrections=plan["bias_corrections"][i])
-        return optax.apply_updates(params, updates), opt_state, losses.at[i].set(value)
+        params = optax.apply_updates(params, updates)
+        if average is not None:
+            average = jax.tree.map(lambda e, w: e + plan["ema_rates"][i] * (w - e), average, params)
+        return params, opt_state, average, losses.at[i].set(value)
+
+
+def _mean_over_parts(objective: Callable[..., Array], count: int, params: nnx.State, images: Array, labels: Array,
+                     partners: Array, drop_path: Array | None) -> tuple[Array, nnx.State]:
+    """Loss and gradients of a batch, worked off in `count` equal parts one after another."""
+    if count == 1:
+        return jax.value_and_grad(objective)(params, images, labels, partners, drop_path)
+
+    def add(total: tuple[Array, nnx.State], part: tuple) -> tuple[tuple[Array, nnx.State], None]:
+        share = jax.value_and_grad(lambda params: objective(params, *part) / count)(params)
+        return jax.tree.map(jnp.add, total, share), None
+
+    parts = [array.reshape(count, -1, *array.shape[1:]) for array in (images, labels, partners)]
+    parts.append(None if drop_path is None else jnp.stack(jnp.split(drop_path, count, axis=-1)))
+    nothing = jnp.zeros((), images.dtype), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, nothing, tuple(parts))[0]

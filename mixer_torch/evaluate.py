@@ -15,6 +15,12 @@ COMPUTE_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64"
 BATCH_SIZE = 500
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory, the device's or the machine's, did not suffice."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # the CPU's
+
+
 def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str,
             record: Record = ignore) -> Tensor:
     """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights."""
@@ -28,12 +34,19 @@ def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: s
 
 
 @torch.no_grad()
-def logits(model: Mixer, images: np.ndarray, precision: str) -> np.ndarray:
-    """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
+def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_SIZE) -> np.ndarray:
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped; `size` images at a time, or half as
+    many as often as they do not fit into memory."""
     device = model.head.weight.device
-    return np.concatenate([
-        forward(model, torch.from_numpy(images[start:start + BATCH_SIZE]).to(device), None, precision).cpu().numpy()
-        for start in range(0, len(images), BATCH_SIZE)])
+    size = min(size, len(images))
+    try:
+        return np.concatenate([
+            forward(model, torch.from_numpy(images[start:start + size]).to(device), None, precision).cpu().numpy()
+            for start in range(0, len(images), size)])
+    except Exception as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+    return logits(model, images, precision, size // 2)
 
 
 def logits_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str,

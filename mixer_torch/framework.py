@@ -8,7 +8,7 @@ import torch
 from mixer_common.errors import UserError
 from mixer_common.loop import Framework, common_versions
 from mixer_torch.data import download_cifar10
-from mixer_torch.evaluate import activations_of_weights, logits_of_weights
+from mixer_torch.evaluate import activations_of_weights, logits_of_weights, out_of_memory
 from mixer_torch.train import Trainer, gradients_of_weights
 
 
@@ -17,7 +17,8 @@ def framework(compiled: bool = False) -> Framework:
         name="torch", versions=common_versions() | {name: version(name) for name in ("torch", "torchvision")},
         prepare=prepare, describe=describe, trainer=partial(Trainer, compiled=compiled),
         logits=logits_of_weights,
-        activations=activations_of_weights, gradients=gradients_of_weights, download=download_cifar10)
+        activations=activations_of_weights, gradients=gradients_of_weights, download=download_cifar10,
+        out_of_memory=out_of_memory)
 
 
 def prepare(asked: str, precision: str) -> torch.device:

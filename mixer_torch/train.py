@@ -3,7 +3,8 @@
 Twin of mixer_jax/train.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,16 +17,17 @@ from mixer_common.recipe import TrainConfig
 from mixer_torch import evaluate, optimizer
 from mixer_torch.augment import augment, of_step
 from mixer_torch.evaluate import WEIGHTS_DTYPE, forward
-from mixer_torch.model import create, to_canonical
+from mixer_torch.model import Mixer, create, to_canonical
 
 
-def loss(logits: Tensor, labels: Tensor, label_smoothing: float, label_weight: Tensor | None = None) -> Tensor:
+def loss(logits: Tensor, labels: Tensor, label_smoothing: float, label_weight: Tensor | None = None,
+         partners: Tensor | None = None) -> Tensor:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
-    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what label i
-    counts for, and label B-1-i for the rest."""
+    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what an image's label
+    counts for, and that of its partner, in `partners` (B,), for the rest."""
     if label_weight is not None:
         return (label_weight * loss(logits, labels, label_smoothing)
-                + (1 - label_weight) * loss(logits, labels.flip(0), label_smoothing))
+                + (1 - label_weight) * loss(logits, partners, label_smoothing))
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
@@ -48,11 +50,18 @@ class Trainer:
                  images: np.ndarray, labels: np.ndarray,
                  moments: Mapping[str, Mapping[str, np.ndarray]] | None = None, step: int = 0,
                  device: torch.device | str = "cpu", compiled: bool = False):
-        """weights, moments: canonical, as they are after `step` steps; images: uint8 (N, H, W, 3)."""
+        """weights: canonical, the model's; moments: by recipe.moment_names; both as they are after `step` steps;
+        images: uint8 (N, H, W, 3)."""
         self.config, self.recipe, self.device = config, recipe, torch.device(device)
-        self.model = create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        trained = weights if moments is None else moments.get("trained_weights", weights)
+        self.model = create(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision])
+        self.average = None if not recipe.ema_decay else create(
+            config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
         if recipe.freeze_backbone:
             self.model.requires_grad_(False).head.requires_grad_()
+        if self.average is not None:
+            learning = [name for name, p in self.model.named_parameters() if p.requires_grad]
+            self._averaged = [[model.get_parameter(name) for name in learning] for model in (self.average, self.model)]
         self.optimizer = optimizer.create(recipe, self.model)
         if moments is not None:
             optimizer.load_moments(self.model, self.optimizer, recipe, moments, step)
@@ -65,6 +74,7 @@ class Trainer:
         dtype = WEIGHTS_DTYPE[self.recipe.precision]
         self.indices = torch.from_numpy(plan.indices).to(self.device)
         self.learning_rates = plan.learning_rates.tolist()
+        self.ema_rates = None if plan.ema_rates is None else plan.ema_rates.tolist()
         self.drop_path = None if plan.drop_path is None else torch.from_numpy(plan.drop_path).to(self.device, dtype)
         self.augmentation = {name: torch.from_numpy(rows).to(self.device, dtype if rows.dtype == np.float64 else None)
                              for name, rows in plan.augmentation.items()}
@@ -80,24 +90,59 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return evaluate.logits(self.model, images, self.recipe.precision)
+        return evaluate.logits(self._judged, images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
-        return to_canonical(dict(self.model.named_parameters()))
+        """The model's weights, canonical: where there is an average, that."""
+        return to_canonical(dict(self._judged.named_parameters()))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        return optimizer.moments(self.model, self.optimizer, self.recipe)
+        """Canonical arrays by recipe.moment_names: whatever the training needs beside the model to go on."""
+        moments = optimizer.moments(self.model, self.optimizer, self.recipe)
+        if self.average is not None:
+            moments["trained_weights"] = to_canonical(dict(self.model.named_parameters()))
+        return moments
 
-    def _objective(self, images: Tensor, labels: Tensor, drop_path: Tensor | None, draws: dict[str, Tensor]) -> Tensor:
+    @property
+    def _judged(self) -> Mixer:
+        return self.model if self.average is None else self.average
+
+    def _objective(self, draws: dict[str, Tensor], images: Tensor, labels: Tensor, partners: Tensor,
+                   drop_path: Tensor | None) -> Tensor:
         augmented = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
         logits = forward(self.model, augmented, drop_path, self.recipe.precision)
-        return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"))
+        return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"), partners)
 
     def _step(self, i: int) -> Tensor:
         batch, draws = self.indices[i], of_step(self.augmentation, i)
         drop_path = None if self.drop_path is None else self.drop_path[i]
-        value = self._objective(self.images[batch], self.labels[batch], drop_path, draws)
+        images, labels = self.images[batch], self.labels[batch]
+        if self.recipe.accumulation > 1:  # before the batch is divided: partners may come to lie in two parts
+            images = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
+            draws = {name: value for name, value in draws.items() if name == "label_weight"}
         self.optimizer.zero_grad()
-        value.backward()
+        value = _mean_over_parts(partial(self._objective, draws), self.recipe.accumulation, images, labels,
+                                 labels.flip(0), drop_path)
         optimizer.step(self.optimizer, self.recipe, self.learning_rates[i])
+        if self.average is not None:
+            average, weights = self._averaged
+            with torch.no_grad():
+                torch._foreach_lerp_(average, weights, self.ema_rates[i])
+        return value
+
+
+def _mean_over_parts(objective: Callable[..., Tensor], count: int, images: Tensor, labels: Tensor, partners: Tensor,
+                     drop_path: Tensor | None) -> Tensor:
+    """Loss of a batch, worked off in `count` equal parts one after another; adds the gradients to the weights'."""
+    if count == 1:
+        value = objective(images, labels, partners, drop_path)
+        value.backward()
         return value.detach()
+    total = images.new_zeros(())
+    parts = [array.chunk(count) for array in (images, labels, partners)]
+    parts.append([None] * count if drop_path is None else drop_path.chunk(count, dim=-1))
+    for part in zip(*parts, strict=True):
+        share = objective(*part) / count
+        share.backward()
+        total += share.detach()
+    return total
