@@ -23,11 +23,12 @@ from mixer_common.config import MODELS
 from mixer_common.errors import UserError
 from mixer_common.init import initial_weights
 from mixer_common.plan import epoch_plan
-from mixer_common.recipe import RECIPES, TrainConfig
+from mixer_common.recipe import RECIPES, TrainConfig, moment_names
+from mixer_common.sampling import generator
 
 H, W = 24, 32
 EVERYTHING = replace(RECIPES["adamw"], batch_size=8, epochs=3, clip_norm=0.5, crop_padding=4, flip=True,
-                     trivial_augment=True, cutout=8, mixup=0.2, cutmix=1.0)
+                     trivial_augment=True, cutout=8, mixup=0.2, cutmix=1.0, accumulation=2, ema_decay=0.99)
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 ENHANCERS = {"brightness": ImageEnhance.Brightness, "color": ImageEnhance.Color, "contrast": ImageEnhance.Contrast,
              "sharpness": ImageEnhance.Sharpness}
@@ -185,9 +186,10 @@ def test_the_loss_is_the_cross_entropy_with_the_mixed_labels(precision):
             soft = (1 - smoothing) * soft + smoothing / 10
             wide = logits.astype(np.float64)
             expected = -(soft * (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))).sum(axis=1).mean()
-            values = (mixer_jax.train.loss(logits, labels, smoothing, np.asarray(weight, precision)),
+            values = (mixer_jax.train.loss(logits, labels, smoothing, np.asarray(weight, precision), labels[::-1]),
                       mixer_torch.train.loss(torch.from_numpy(logits), torch.from_numpy(labels), smoothing,
-                                             torch.tensor(weight, dtype=getattr(torch, precision))))
+                                             torch.tensor(weight, dtype=getattr(torch, precision)),
+                                             torch.from_numpy(labels).flip(0)))
             for value in values:
                 assert float(value) == pytest.approx(expected, rel=16 * UNIT_ROUNDOFF[precision])
 
@@ -216,6 +218,23 @@ def test_draws_depend_on_seed_and_epoch_alone():
         for name, rows in draw(TrainConfig(batch_size=8, **alone), shape, 2).items():
             assert name == "flip" or (rows == first[name]).all()
     assert all(not draw(recipe, shape, 0) for recipe in RECIPES.values())
+
+
+def test_only_chosen_operations_are_drawn():
+    recipe, shape = TrainConfig(trivial_augment=True, batch_size=64), (50, H, W)
+    chosen = draw(replace(recipe, operations=("equalize", "posterize")), shape, 0)
+    drawn = np.stack([chosen["equalize"], chosen["posterize"] < 255])
+    assert not drawn.all(axis=0).any()
+    assert ((drawn.mean(axis=(1, 2)) > 0.35) & (drawn.mean(axis=(1, 2)) < 0.55)).all()  # strength 0 shows nothing
+    neutral = operation("identity")
+    for name in ("solarize", "autocontrast", "blend", "affine"):
+        assert (chosen[name] == neutral[name][0]).all(), name
+    every = draw(recipe, shape, 0)
+    assert all((rows == every[name]).all()
+               for name, rows in draw(replace(recipe, operations=OPERATIONS), shape, 0).items())
+    random = generator(0, 0, "trivial_augment")  # nothing chosen: what runs drew before there was a choice
+    first = random.integers(14, size=(50, 64)), random.integers(STRENGTHS, size=(50, 64)), random.random((50, 64)) < 0.5
+    assert all((rows == every[name]).all() for name, rows in trivial_augment(*first, H, W).items())
 
 
 def test_draws_cover_their_ranges():
@@ -261,7 +280,10 @@ def test_draws_cover_their_ranges():
 @pytest.mark.parametrize(("change", "words"), [
     ({"crop_padding": -1}, "crop_padding is -1, but must be at least 0"), ({"crop_padding": 1.5}, "whole number"),
     ({"flip": 1}, "true or false"), ({"trivial_augment": "wide"}, "true or false"), ({"cutout": -8}, "cutout is -8"),
-    ({"mixup": -0.1}, "mixup is -0.1"), ({"cutmix": float("inf")}, "cutmix is inf, but must be a finite number")])
+    ({"mixup": -0.1}, "mixup is -0.1"), ({"cutmix": float("inf")}, "cutmix is inf, but must be a finite number"),
+    ({"operations": ("rotat",)}, r"unknown operation 'rotat' \(did you mean rotate\?\): choose one of identity, "),
+    ({"operations": ("rotate",)}, "add --trivial-augment"), ({"operations": (3,)}, "must be a list of names"),
+    ({"operations": ("rotate", "rotate"), "trivial_augment": True}, "each may be named once")])
 def test_a_bad_value_is_a_clear_error(change, words):
     with pytest.raises(UserError, match=words):
         replace(RECIPES["tutorial"], **change)
@@ -271,23 +293,29 @@ def test_a_run_with_everything_is_the_same_in_both_and_resumes_to_the_bit(digits
     jax.config.update("jax_enable_x64", True)
     config, recipe = replace(MODELS["tiny"], stochastic_depth=0.3), replace(EVERYTHING, precision="float64")
     plan = epoch_plan(config, recipe, digits.train_images.shape, 0)
-    losses = []
+    losses, states = [], []
     for module in (mixer_jax.train, mixer_torch.train):
         whole = module.Trainer(config, recipe, initial_weights(config, 0), digits.train_images, digits.train_labels)
         whole.begin_epoch(plan)
         first = whole.train(0, 50)
+        states.append((whole.weights(), whole.moments()))
         resumed = module.Trainer(config, recipe, whole.weights(), digits.train_images, digits.train_labels,
                                  moments=whole.moments(), step=50)
         resumed.begin_epoch(plan)
         losses.append(np.concatenate([first, whole.train(50, 100)]))
         assert resumed.train(50, 100).tobytes() == losses[-1][50:].tobytes()
-        weights = whole.weights()
-        assert all(array.tobytes() == weights[name].tobytes() for name, array in resumed.weights().items())
+        for ours, theirs in ((whole.weights(), resumed.weights()),
+                             *((whole.moments()[name], resumed.moments()[name]) for name in moment_names(recipe))):
+            assert all(array.tobytes() == theirs[name].tobytes() for name, array in ours.items())
     bound = explained_by_rounding(config, recipe, digits, losses[0])
     difference = np.abs(losses[0] - losses[1])
     print(f"losses differ by {difference.max():.1e}, bound {bound[0]:.1e} to {bound[-1]:.1e}")
     assert (difference <= bound).all()
     assert bound[-1] < 1e-8
+    weights, moments = states[0]
+    crossed = mixer_torch.train.Trainer(config, recipe, weights, digits.train_images, digits.train_labels, moments, 50)
+    crossed.begin_epoch(plan)
+    assert (np.abs(crossed.train(50, 100) - losses[0][50:]) <= bound[50:]).all()
 
 
 @pytest.mark.slow

@@ -14,27 +14,29 @@ from mixer_common import checkpoint
 from mixer_common.checkpoint import Checkpoint, Progress, RunConfig
 from mixer_common.config import MODELS
 from mixer_common.errors import UserError
-from mixer_common.recipe import MOMENTS, RECIPES
+from mixer_common.recipe import MOMENTS, RECIPES, moment_names
 
 
-def example(step: int = 7, optimizer: str = "adam", dtype: str = "float64") -> Checkpoint:
+def example(step: int = 7, optimizer: str = "adam", dtype: str = "float64", **changes: object) -> Checkpoint:
     config = MODELS["tiny"]
-    run = RunConfig("tiny", "tutorial", "jax", config, replace(RECIPES["tutorial"], optimizer=optimizer),
+    run = RunConfig("tiny", "tutorial", "jax", config, replace(RECIPES["tutorial"], optimizer=optimizer, **changes),
                     "digits", "somewhere", "0123456789abcdef", tuple("0123456789"), 32)
     arrays = [{name: array.astype(dtype) / 3 for name, array in random_weights(config, seed).items()}
-              for seed in range(3)]
-    moments = dict(zip(MOMENTS[optimizer], arrays[1:], strict=False))
+              for seed in range(4)]
+    moments = dict(zip(moment_names(run.train), arrays[1:], strict=False))
     return Checkpoint(run, Progress(step, (("jax", 0), ("torch", 3)), 1.5, 0.25, 6), arrays[0], moments)
 
 
 @pytest.mark.parametrize("optimizer", MOMENTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_is_saved_is_loaded_to_the_bit(tmp_path, optimizer, dtype):
-    saved = example(optimizer=optimizer, dtype=dtype)
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "trivial_augment": True, "operations": ("rotate",)}])
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path, optimizer, dtype, changes):
+    saved = example(optimizer=optimizer, dtype=dtype, **changes)
     checkpoint.save(tmp_path / "checkpoint", saved)
     loaded = checkpoint.load(tmp_path / "checkpoint")
     assert (loaded.config, loaded.progress) == (saved.config, saved.progress)
     assert loaded.moments.keys() == saved.moments.keys()
+    assert ("trained_weights" in loaded.moments) == bool(changes)
     for before, after in ((saved.weights, loaded.weights),
                           *((saved.moments[name], loaded.moments[name]) for name in saved.moments)):
         assert list(before) == list(after)
@@ -105,6 +107,14 @@ def test_weights_of_another_model_are_listed(tmp_path):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"blocks\.2\.token_norm\.weight is missing.*head\.weight has shape"):
         checkpoint.load(folder)
+
+
+def test_an_average_without_the_weights_as_trained_is_no_checkpoint(tmp_path):
+    saved = example(ema_decay=0.9)
+    moments = {name: arrays for name, arrays in saved.moments.items() if name != "trained_weights"}
+    checkpoint.save(tmp_path / "checkpoint", replace(saved, moments=moments))
+    with pytest.raises(UserError, match=r"trained_weights\.stem\.weight is missing"):
+        checkpoint.load(tmp_path / "checkpoint")
 
 
 def test_no_checkpoint_there(tmp_path):

@@ -2,13 +2,17 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SCRIPTS
 from PIL import Image
 
@@ -229,6 +233,26 @@ def test_a_finished_run_can_be_made_longer_but_not_changed(script, tmp_path):
         assert "other settings" in stderr
 
 
+def test_an_average_is_what_a_run_shows_in_either_framework(script, tmp_path):
+    """Begun in PyTorch, continued in JAX with other parts; what is evaluated is what lies in model.safetensors."""
+    out = tmp_path / "run"
+    code, stdout, _ = script("train_torch", *DIGITS, "--num-blocks", 1, "--ema-decay", 0.99, "--trivial-augment",
+                             "--operations", "rotate", "brightness", "--steps", 75, "--out", out)
+    assert code == 0
+    assert "seed 0, trivial augment, operations, ema decay\n" in stdout
+    code, stdout, stderr = script("train_jax", "--out", out, "--resume", "--steps", 150, "--accumulation", 2)
+    assert code == 0, stderr
+    assert "from step 75" in stdout
+    state = checkpoint.load(out / "checkpoint")
+    assert (state.config.train.operations, state.config.train.accumulation) == (("rotate", "brightness"), 2)
+    assert (state.weights["head.weight"] != state.moments["trained_weights"]["head.weight"]).any()
+    summary = json.loads((out / "summary.json").read_text())
+    for framework in TRAINERS:
+        assert script("evaluate", out, "--framework", framework, "--json", tmp_path / "report.json")[0] == 0
+        figures = json.loads((tmp_path / "report.json").read_text())
+        assert figures["test_loss"] == pytest.approx(summary["test_loss"], abs=1e-5)
+
+
 @pytest.mark.parametrize("framework", ["auto", "jax", "torch"])
 def test_evaluate_finds_the_accuracy_of_the_summary(script, run_folder, tmp_path, framework):
     report = tmp_path / "report.json"
@@ -272,6 +296,12 @@ BAD_TRAINING = {
     "patch does not divide": (("--image-size", "30"), "image_size 30 is not a multiple of patch_size 4"),
     "negative width": (("--hidden-dim", "-1"), "hidden_dim is -1"),
     "batch larger than the data": (("--dataset", "digits", "--batch-size", "2000"), "batch_size 2000 is larger"),
+    "parts of unequal size": (("--batch-size", "128", "--accumulation", "3"),
+                              "accumulation 3 does not divide batch_size 128"),
+    "no parts": (("--accumulation", "0"), "accumulation is 0, but must be at least 1"),
+    "an average that never moves": (("--ema-decay", "1"), "ema_decay is 1.0, but must be at least 0 and below 1"),
+    "unknown operation": (("--trivial-augment", "--operations", "rotat"), "unknown operation 'rotat' (did you mean"),
+    "operations of nothing": (("--operations", "rotate"), "add --trivial-augment"),
     "wrong number of classes": (("--dataset", "digits", "--num-classes", "7"), "num_classes is 7"),
     "no such data folder's format": (("--dataset", "cifar10", "--data-dir", __file__), "is a file"),
     "not a choice": (("--optimizer", "lion"), "optimizer"),
@@ -399,6 +429,57 @@ def test_a_gpu_that_is_not_there(script, tmp_path, monkeypatch, framework):
     code, _, stderr = script(f"train_{framework}", *DIGITS, "--device", "gpu", "--out", tmp_path / "run")
     assert code == 2
     assert "--device gpu was asked for" in stderr
+
+
+@pytest.fixture
+def eight_gigabytes() -> Iterator[None]:
+    """More memory than that beside what the process has already is refused."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 8 * 2**30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
+@FRAMEWORKS
+def test_a_batch_that_does_not_fit(script, tmp_path, eight_gigabytes, framework):
+    """The stem's 1024 x 4096 patches of 4096 channels are 69 GB, a single image's 67 MB."""
+    wide = ("--image-size", 64, "--patch-size", 1, "--hidden-dim", 4096, "--channels-mlp-dim", 8, "--num-blocks", 1)
+    code, _, stderr = script(f"train_{framework}", *DIGITS, *wide, "--batch-size", 1024, "--device", "cpu", "--out",
+                             tmp_path / "run")
+    assert code == 2
+    assert stderr.startswith("error: batch_size 1024 does not fit into the memory of CPU, ")
+    assert stderr.endswith(": try --overwrite with --batch-size 512, or with --accumulation 2, which gives the same "
+                           "result.\n")
+
+
+def test_what_a_run_has_written_survives_the_end_of_the_memory(script, tmp_path, monkeypatch):
+    original, out = TRAINERS["torch"].begin_epoch, tmp_path / "run"
+
+    def begin_epoch(self, plan) -> None:
+        if plan.first_step:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        original(self, plan)
+
+    monkeypatch.setattr(TRAINERS["torch"], "begin_epoch", begin_epoch)
+    given = ("--model", "tutorial", "--dataset", "digits", "--batch-size", 48)
+    code, _, stderr = script("train_torch", *given, "--accumulation", 4, "--epochs", 2, "--out", out)
+    assert code == 2
+    assert "batch_size 48 with accumulation 4 does not fit" in stderr
+    assert "go on with --resume --accumulation 8, which" in stderr
+    monkeypatch.undo()
+    assert checkpoint.load(out / "checkpoint").progress.step == 29
+
+
+def test_a_model_that_does_not_fit(script, tmp_path, monkeypatch):
+    def begin_epoch(self, plan) -> None:
+        raise MemoryError("Unable to allocate 8 bytes")
+
+    monkeypatch.setattr(TRAINERS["torch"], "begin_epoch", begin_epoch)
+    code, _, stderr = script("train_torch", *DIGITS, "--batch-size", 1, "--out", tmp_path / "run")
+    assert code == 2
+    assert "tiny with its optimizer and data does not fit into the memory of" in stderr
 
 
 def test_a_loss_that_is_no_number_stops_the_run(script, tmp_path):

@@ -7,10 +7,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import torch
 
 import mixer_jax.train
 import mixer_torch.train
-from mixer_common.compare import UNIT_ROUNDOFF
+from mixer_common.compare import UNIT_ROUNDOFF, forward_bounds, relative_error
 from mixer_common.config import MODELS, MixerConfig
 from mixer_common.data import Dataset
 from mixer_common.init import initial_weights
@@ -120,7 +121,89 @@ def test_bfloat16_learns_alike(digits):
     assert abs(losses - losses_torch).mean() < 0.05
 
 
-@pytest.mark.parametrize("module", [mixer_jax.train, mixer_torch.train], ids=["jax", "torch"])
+MODULES = pytest.mark.parametrize("module", [mixer_jax.train, mixer_torch.train], ids=["jax", "torch"])
+
+
+@MODULES
+@pytest.mark.parametrize(("frozen", "precision"), [(False, "float32"), (True, "float64")])
+def test_the_model_is_the_average_of_the_weights(module, frozen, precision, digits):
+    """Against the formula in float64; each of its steps rounds three times."""
+    jax.config.update("jax_enable_x64", precision == "float64")
+    config, steps = replace(MODELS["tiny"], num_blocks=1), 12
+    recipe = replace(EVERYTHING, ema_decay=0.4, freeze_backbone=frozen, precision=precision, warmup_epochs=0)
+    start = initial_weights(config, 0)
+    trainer = module.Trainer(config, recipe, start, digits.train_images, digits.train_labels)
+    trainer.begin_epoch(epoch_plan(config, recipe, digits.train_images.shape, 0))
+    average = {name: array.astype(np.float64) for name, array in start.items()}
+    for t in range(1, steps + 1):
+        trainer.train(t - 1, t)
+        decay = min(0.4, (1 + t) / (10 + t))  # 0.4 from t = 5 on
+        trained, model = trainer.moments()["trained_weights"], trainer.weights()
+        average = {name: e + (1 - decay) * (trained[name] - e) for name, e in average.items()}
+        for name, e in average.items():
+            assert np.abs(model[name] - e).max() <= 3 * steps * UNIT_ROUNDOFF[precision] * np.abs(e).max()
+            assert (model[name] != trained[name]).any() == (not frozen or name.startswith("head."))
+    resumed = module.Trainer(config, recipe, model, digits.train_images, digits.train_labels, trainer.moments(), steps)
+    judged, again, alone = (
+        trainer.logits(digits.test_images), resumed.logits(digits.test_images),
+        module.Trainer(config, replace(recipe, ema_decay=0), model, digits.train_images, digits.train_labels).logits(
+            digits.test_images))
+    bound = forward_bounds(config, precision)["head"]
+    assert max(relative_error(again, judged), relative_error(alone, judged)) <= bound
+
+
+@pytest.mark.parametrize("module", [
+    pytest.param(mixer_jax.train, id="jax", marks=pytest.mark.slow), pytest.param(mixer_torch.train, id="torch")])
+def test_a_batch_in_parts_is_the_same_batch(module, digits):
+    """Everything that looks at a whole batch is on: partners, the mean, the norm of the gradients."""
+    jax.config.update("jax_enable_x64", True)
+    config, whole = everything("mixer", "float64")
+    config = replace(config, num_blocks=2)
+    whole = replace(whole, crop_padding=4, flip=True, trivial_augment=True, cutout=8, mixup=0.2, cutmix=1.0,
+                    ema_decay=0.9, warmup_epochs=0)
+    runs = [trained(module, config, replace(whole, accumulation=parts), digits, 20) for parts in (1, 4)]
+    difference = np.abs(runs[0][0] / runs[1][0] - 1)
+    print(f"{module.__name__}: losses differ by {difference[0]:.1e} at the first of 20 steps, {difference.max():.1e}")
+    assert difference[0] <= 8 * UNIT_ROUNDOFF["float64"]
+    assert difference.max() <= 1e-11
+
+
+@MODULES
+def test_an_evaluation_that_does_not_fit_goes_on_with_fewer_images(module, digits, monkeypatch):
+    name, error = {mixer_jax.train: ("_compiled_forward", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")),
+                   mixer_torch.train: ("forward", torch.OutOfMemoryError("CUDA out of memory"))}[module]
+    evaluate = module.evaluate
+    trainer = module.Trainer(MODELS["tiny"], TUTORIAL, initial_weights(MODELS["tiny"], 0), digits.train_images,
+                             digits.train_labels)
+    expected, original, sizes = trainer.logits(digits.test_images), getattr(evaluate, name), []
+
+    def limited(*arguments):
+        sizes.append(max(len(a) for a in arguments if hasattr(a, "shape")))
+        if sizes[-1] > limit:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(evaluate, name, limited)
+    limit = 100
+    assert np.abs(trainer.logits(digits.test_images) - expected).max() < 1e-5
+    assert sizes[:3] == [360, 180, 90]
+    limit = 0
+    with pytest.raises(type(error)):
+        trainer.logits(digits.test_images)
+
+
+@pytest.mark.parametrize(("error", "answer"), [
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), (True, False)),
+    (jax.errors.JaxRuntimeError("INTERNAL: something else"), (False, False)),
+    (torch.OutOfMemoryError("CUDA out of memory."), (False, True)),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), (False, True)),
+    (RuntimeError("shapes do not match"), (False, False)), (MemoryError("Unable to allocate"), (True, True)),
+    (ValueError("RESOURCE_EXHAUSTED"), (False, False))])
+def test_what_is_no_memory(error, answer):
+    assert (mixer_jax.evaluate.out_of_memory(error), mixer_torch.evaluate.out_of_memory(error)) == answer
+
+
+@MODULES
 def test_the_cuts_between_dispatches_change_no_bit(module, precision, digits):
     config, recipe = MODELS["tiny"], replace(TUTORIAL, precision=precision)
     results = []
