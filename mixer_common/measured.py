@@ -66,7 +66,7 @@ class Measured:
     def __init__(self, setup: Setup, runtime: Runtime, shape: tuple[int, ...]):
         """shape: of the training images, (N, H, W, 3)."""
         self.setup, self.runtime, self._shape = setup, runtime, shape
-        self._epoch, self._at, self._steps = -1, 0, 0
+        self._epoch, self._at, self._end = -1, 0, 0
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         raise NotImplementedError
@@ -119,12 +119,12 @@ class Measured:
 
     def _chunks(self, steps: int) -> Iterator[tuple[int, int]]:
         while steps:
-            if self._at == self._steps:
+            if self._at == self._end:
                 self._epoch, self._at = self._epoch + 1, 0
                 plan = self._plan(self._epoch)
-                self._steps = plan.steps
+                self._end = plan.steps
                 self.begin_epoch(plan)
-            last = min(self._at + steps, self._steps)
+            last = min(self._at + steps, self._end)
             yield self._at, last
             steps, self._at = steps - (last - self._at), last
 
