@@ -3,6 +3,8 @@
 import math
 import os
 import platform
+import signal
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -150,6 +152,9 @@ def measure(benchmark: Benchmark, dataset: Dataset) -> Measurement:
     little, or nothing is left to measure.
     """
     with ExitStack() as stack:
+        # The workers end on the way out.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(
+            signal.SIGTERM, lambda number, _: sys.exit(128 + number)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mixer-benchmark-")))
         display = stack.enter_context(TurnDisplay())
         try:

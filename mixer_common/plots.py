@@ -183,11 +183,11 @@ def _speeds_figure(measurement: Measurement) -> Figure:
     figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(results)), layout="constrained")
     axes = figure.subplots()
     steps = "training steps" if settings["mode"] == "train" else "forward passes"
-    figure.suptitle(f"MLP-Mixer {settings['model']}: {steps} of {settings['batch_size']} images, "
-                    f"{settings['precision']}", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    device = machine["cpu"] + f", {machine['threads']} threads" if "CPU" in machine["device"] else machine["device"]
-    axes.set_title(f"{device}; median and quartiles of {settings['rounds']} rounds", loc="left", fontsize=9,
-                   color=_COLOURS["muted"])
+    axes.set_title(f"MLP-Mixer {settings['model']}: {steps} of {settings['batch_size']} images, "
+                   f"{settings['precision']}", loc="left", pad=24, fontweight="bold")
+    device = f"{machine['cpu']}, {machine['threads']} threads" if "CPU" in machine["device"] else machine["device"]
+    axes.annotate(f"{device}; median and quartiles of {settings['rounds']} rounds", (0, 1), (0, 8),
+                  xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_COLOURS["muted"])
     speeds = [result.images_per_second for result in results]
     spreads = [(speed - result.images_per_second_spread[0], result.images_per_second_spread[1] - speed)
                for speed, result in zip(speeds, results, strict=True)]
@@ -198,7 +198,7 @@ def _speeds_figure(measurement: Measurement) -> Figure:
         number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
         ratio = "" if result.ratio is None else f"  ({result.ratio:.2f}×)"
         axes.annotate(number + ratio, (result.images_per_second_spread[1], i), (7, 0), textcoords="offset points",
-                      va="center")
+                      va="center", backgroundcolor=_COLOURS["page"])
     axes.set_yticks(range(len(results)), [result.implementation for result in results])
     axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["text"])
     axes.invert_yaxis()

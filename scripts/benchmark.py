@@ -4,8 +4,6 @@ All outputs are compared before anything is timed. Each implementation runs in a
 turns in alternating rounds.
 """
 
-import signal
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -70,7 +68,6 @@ def main() -> None:
     benchmark = Benchmark(
         arguments.model, replace(config, num_classes=len(dataset.class_names)), recipe, arguments.mode,
         arguments.device, arguments.seconds, arguments.rounds, arguments.only or tuple(IMPLEMENTATIONS))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the workers end on the way out
     introduce(benchmark, dataset)
     report(measure(benchmark, dataset), arguments.json, arguments.plot)
 
