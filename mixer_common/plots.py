@@ -1,4 +1,4 @@
-"""The pictures of a run."""
+"""The pictures of a run, of a comparison and of a benchmark."""
 
 import io
 import re
@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+
+from mixer_common.benchmark import Measurement
 
 
 def first_batch(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -168,3 +170,43 @@ def _buckets(values: np.ndarray, window: int, reduce: np.ufunc) -> tuple[np.ndar
     starts = np.arange(0, len(values), window)
     sizes = np.diff(starts, append=len(values))
     return starts + sizes / 2, reduce.reduceat(values, starts) if len(values) else values, sizes
+
+
+def speeds(measurement: Measurement, path: Path) -> None:
+    """Images per second of each implementation of a benchmark, the quartiles, and the ratio to PyTorch's best."""
+    with rc_context(_STYLE):
+        _save(_speeds_figure(measurement), path)
+
+
+def _speeds_figure(measurement: Measurement) -> Figure:
+    results, settings, machine = measurement.results, measurement.settings, measurement.machine
+    figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    steps = "training steps" if settings["mode"] == "train" else "forward passes"
+    axes.set_title(f"MLP-Mixer {settings['model']}: {steps} of {settings['batch_size']} images, "
+                   f"{settings['precision']}", loc="left", pad=24, fontweight="bold")
+    device = f"{machine['cpu']}, {machine['threads']} threads" if "CPU" in machine["device"] else machine["device"]
+    axes.annotate(f"{device}; median and quartiles of {settings['rounds']} rounds", (0, 1), (0, 8),
+                  xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_COLOURS["muted"])
+    speeds = [result.images_per_second for result in results]
+    spreads = [(speed - result.images_per_second_spread[0], result.images_per_second_spread[1] - speed)
+               for speed, result in zip(speeds, results, strict=True)]
+    colours = [_COLOURS["a" if result.implementation.startswith("jax") else "b"] for result in results]
+    axes.barh(range(len(results)), speeds, height=0.62, color=colours, xerr=np.transpose(spreads),
+              error_kw={"ecolor": _COLOURS["text"], "elinewidth": 1.2, "capsize": 3})
+    for i, (speed, result) in enumerate(zip(speeds, results, strict=True)):
+        number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+        ratio = "" if result.ratio is None else f"  ({result.ratio:.2f}×)"
+        axes.annotate(number + ratio, (result.images_per_second_spread[1], i), (7, 0), textcoords="offset points",
+                      va="center", backgroundcolor=_COLOURS["page"])
+    axes.set_yticks(range(len(results)), [result.implementation for result in results])
+    axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["text"])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_axisbelow(True)
+    compared = any(result.ratio is not None for result in results)
+    axes.set(xlim=(0, 1.3 * max(result.images_per_second_spread[1] for result in results)),
+             xlabel="images/s" + (" (ratio to the better of torch-eager and torch-compile)" if compared else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:,.0f}" if max(speeds) >= 10 else "{x:g}")
+    return figure

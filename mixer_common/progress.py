@@ -75,3 +75,36 @@ class ByteDisplay:
         if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.console.print(f"  {what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
             self.last_line = time.monotonic()
+
+
+class TurnDisplay:
+    """Progress in turns. Use as a context; `begin` a stage of so many, then say what each `turn` is about to do."""
+
+    def __init__(self):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.last_line = time.monotonic()
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                            console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.task = self.bar.add_task("", total=0)
+
+    def __enter__(self) -> "TurnDisplay":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def begin(self, what: str, turns: int) -> None:
+        self.bar.reset(self.task, total=turns, description=what)
+        self.done = 0
+
+    def turn(self, what: str) -> None:
+        self.bar.update(self.task, description=what, completed=self.done)
+        self.done += 1
+        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.line(f"  {what}")
+
+    def line(self, text: str) -> None:
+        self.bar.console.print(text, markup=False)
+        sys.stdout.flush()
+        self.last_line = time.monotonic()

@@ -40,18 +40,18 @@ class Mlp(nn.Module):
         self.gelu, self.over_tokens = gelu, over_tokens
 
     def forward(self, x: Tensor, record: Record) -> Tensor:
-        hidden = self.linear(self.fc1, x)
-        record("fc1", hidden)
+        hidden = self.fc1(self.turned(x))
+        record("fc1", self.turned(hidden))
         hidden = F.gelu(hidden, approximate="tanh" if self.gelu == "tanh" else "none")
-        record("gelu", hidden)
-        y = self.linear(self.fc2, hidden)
+        record("gelu", self.turned(hidden))
+        y = self.turned(self.fc2(hidden))
         record("fc2", y)
         return y
 
-    def linear(self, fc: nn.Linear, x: Tensor) -> Tensor:
-        if self.over_tokens:  # (B, S, C) -> (B, S', C), without a transposed copy
-            return torch.matmul(fc.weight, x) + fc.bias[:, None]
-        return fc(x)
+    def turned(self, x: Tensor) -> Tensor:
+        # On the way in and on the way out, so that all between are rows: where the middle axis is contracted
+        # instead, the weights' gradient is one product for every image, and the whole takes half as long again.
+        return x.transpose(1, 2) if self.over_tokens else x
 
 
 class LayerNorm(nn.LayerNorm):

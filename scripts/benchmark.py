@@ -1,0 +1,76 @@
+"""Measures one Mixer in JAX and in PyTorch, and other people's: the same weights, images and steps, side by side.
+
+All outputs are compared before anything is timed. Each implementation runs in a process of its own, and they take
+turns in alternating rounds.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mixer_common.benchmark import IMPLEMENTATIONS, Benchmark, measure
+from mixer_common.benchmark_report import check_output, introduce, report
+from mixer_common.cli import parse
+from mixer_common.config import MODELS
+from mixer_common.data import load_dataset
+from mixer_common.errors import UserError, run_script
+from mixer_common.fields import by_name
+from mixer_common.recipe import RECIPES
+from mixer_common.sampling import steps_in_epoch
+
+
+@dataclass(frozen=True)
+class Arguments:
+    model: str = "tutorial"
+    """tutorial, tiny, nano, s32, s16, b32, b16, l32, l16 or h14."""
+    batch_size: int = 128
+    """Images a step."""
+    mode: Literal["train", "forward"] = "train"
+    """Whole training steps with Adam, or the forward pass alone."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """As in training: bfloat16 is of the model, not of its weights."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU where there is one."""
+    rounds: int = 7
+    """How many turns each implementation has."""
+    seconds: float = 2.0
+    """How long a turn is, about; at least one step."""
+    only: tuple[str, ...] = ()
+    """Some of torch-eager, torch-compile, jax-step, jax-scan, timm, lucidrains and tutorial-loop; the outputs of all
+    are compared with the first one's. Default: all."""
+    json: Path | None = None
+    """Write all figures to this file, too."""
+    plot: Path | None = None
+    """Draw the speeds as a PNG in this file, too."""
+    dataset: str = "auto"
+    """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
+    data_dir: Path | None = None
+    """Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
+
+
+def main() -> None:
+    arguments = parse(Arguments, __doc__)
+    config = by_name("model", MODELS, arguments.model)
+    for name in arguments.only:
+        by_name("implementation", IMPLEMENTATIONS, name)
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds is {arguments.rounds}, but each implementation needs at least 1 turn.")
+    if not 0 < arguments.seconds < float("inf"):
+        raise UserError(f"--seconds is {arguments.seconds}, but a turn must take some seconds: choose 2.")
+    recipe = replace(RECIPES["tutorial"], batch_size=arguments.batch_size, precision=arguments.precision)
+    for path in (arguments.json, arguments.plot):
+        if path:
+            check_output(path)
+    from mixer_torch.data import download_cifar10
+
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, download_cifar10)
+    steps_in_epoch(len(dataset.train_images), recipe.batch_size)
+    benchmark = Benchmark(
+        arguments.model, replace(config, num_classes=len(dataset.class_names)), recipe, arguments.mode,
+        arguments.device, arguments.seconds, arguments.rounds, arguments.only or tuple(IMPLEMENTATIONS))
+    introduce(benchmark, dataset)
+    report(measure(benchmark, dataset), arguments.json, arguments.plot)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,74 @@
+"""Trains a Mixer by the tutorial's loop as people write it in PyTorch, to compare whole runs with.
+
+A data set of pictures, a loader with two workers, eager, plain Adam; the model is this project's. Prints, and
+writes no file.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mixer_common.cli import parse
+from mixer_common.config import MODELS
+from mixer_common.data import load_dataset
+from mixer_common.errors import UserError, run_script
+from mixer_common.fields import by_name
+from mixer_common.init import initial_weights
+from mixer_common.sampling import steps_in_epoch
+
+
+@dataclass(frozen=True)
+class Arguments:
+    model: str = "tutorial"
+    """tutorial, tiny, nano, s32, s16, b32, b16, l32, l16 or h14."""
+    epochs: int = 10
+    """Passes through the training images."""
+    batch_size: int = 4
+    """Images a step."""
+    seed: int = 0
+    """Of the initial weights and of the order of the images."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU where there is one."""
+    dataset: str = "auto"
+    """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
+    data_dir: Path | None = None
+    """Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
+
+
+def main() -> None:
+    arguments = parse(Arguments, __doc__)
+    config = by_name("model", MODELS, arguments.model)
+    for name in ("epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"{name} is {getattr(arguments, name)}, but must be at least 1.")
+    if arguments.seed < 0:
+        raise UserError(f"seed is {arguments.seed}, but must be at least 0.")
+    print("Starting PyTorch and reading the data ...", flush=True)
+    import torch
+
+    from mixer_torch.data import download_cifar10
+    from mixer_torch.framework import describe, prepare
+    from mixer_torch.tutorial_loop import tutorial_loop
+
+    device = prepare(arguments.device, "float32")
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, download_cifar10)
+    steps_in_epoch(len(dataset.train_images), arguments.batch_size)
+    config = replace(config, num_classes=len(dataset.class_names))
+    if dataset.notice:
+        print(f"\n*** {dataset.notice} ***\n")
+    print(f"MLP-Mixer {arguments.model}, batches of {arguments.batch_size}, {dataset.source}, "
+          f"{describe(device)}, torch {torch.__version__}", flush=True)
+    torch.manual_seed(arguments.seed)
+    start = time.perf_counter()
+    accuracy = tutorial_loop(
+        config, initial_weights(config, arguments.seed), dataset, arguments.epochs, arguments.batch_size, device,
+        lambda epoch, seconds, loss: print(f"epoch {epoch}/{arguments.epochs}  training loss {loss:.4f}  "
+                                           f"{seconds:.1f} s  {len(dataset.train_images) / seconds:,.0f} images/s",
+                                           flush=True))
+    print(f"Done: {accuracy:.2%} of {len(dataset.test_images):,} test images right; "
+          f"{time.perf_counter() - start:.1f} s in all")
+
+
+if __name__ == "__main__":
+    run_script(main)
