@@ -11,6 +11,7 @@ from jax import Array
 
 from mixer_common.measured import Matmul, Measured, Runtime, Setup
 from mixer_common.plan import EpochPlan
+from mixer_jax.compiling import compiler_options
 from mixer_jax.evaluate import COMPUTE_DTYPE, WEIGHTS_DTYPE, forward, logits
 from mixer_jax.framework import describe, framework, prepare
 from mixer_jax.model import create as create_model
@@ -57,12 +58,9 @@ class Training(Measured):
     def run(self, first: int, last: int) -> np.ndarray:
         if self.setup.implementation == "jax-scan":
             return self.trainer.train(first, last)
-        trainer = self.trainer
         for i in range(first, last):  # as `train` does it, but that nobody waits for the loss between two steps
-            trainer.params, trainer.opt_state, trainer.losses = trainer._run(
-                (trainer.params, trainer.opt_state, trainer.losses), trainer.frozen, trainer.images, trainer.labels,
-                trainer.plan, i, i + 1)
-        return np.asarray(trainer.losses)[first:last]
+            self.trainer.dispatch(i, i + 1)
+        return np.asarray(self.trainer.losses)[first:last]
 
     def logits(self, indices: np.ndarray) -> np.ndarray:
         return self.trainer.logits(np.asarray(self.trainer.images)[indices])
@@ -80,7 +78,9 @@ class Forward(Measured):
         self.device, self.images = device, jax.device_put(images, device)
         self.model = create_model(setup.config, setup.weights(), device, COMPUTE_DTYPE[setup.recipe.precision])
         self.graphdef, self.weights = nnx.split(self.model)
-        self._one, self._many = jax.jit(self._step), jax.jit(self._steps, donate_argnums=0)
+        options = compiler_options(device, setup.config)
+        self._one = jax.jit(self._step, compiler_options=options)
+        self._many = jax.jit(self._steps, donate_argnums=0, compiler_options=options)
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         self.indices = jax.device_put(plan.indices, self.device)

@@ -1,7 +1,7 @@
 """The forward pass from bytes to logits. Twin of mixer_torch/evaluate.py."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from mixer_common.config import MixerConfig, activation_names
+from mixer_jax.compiling import compiler_options
 from mixer_jax.model import Mixer, Record, create, ignore
 from mixer_jax.pixels import to_pixels
 
@@ -39,13 +40,15 @@ def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_S
     """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped; `size` images at a time, or half as
     many as often as they do not fit into memory."""
     graphdef, weights = nnx.split(model)
+    (device,) = model.head.kernel[...].devices()
+    run = _compiled_forward(device, model.config, precision)
     size = min(size, len(images))
     result = []
     try:
         for start in range(0, len(images), size):
             batch = images[start:start + size]
             padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])  # one shape, one compilation
-            result.append(np.asarray(_compiled_forward(graphdef, weights, padded, precision))[: len(batch)])
+            result.append(np.asarray(run(graphdef, weights, padded))[: len(batch)])
         return np.concatenate(result)
     except Exception as error:
         if size == 1 or not out_of_memory(error):
@@ -74,6 +77,9 @@ def activations_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray
     return {name: np.asarray(recorded[name]) for name in activation_names(config)}
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _compiled_forward(graphdef: Any, weights: nnx.State, images: Array, precision: str) -> Array:
-    return forward(nnx.merge(graphdef, weights), images, None, precision)
+@cache
+def _compiled_forward(device: jax.Device, config: MixerConfig, precision: str) -> Callable[..., Array]:
+    def run(graphdef: Any, weights: nnx.State, images: Array) -> Array:
+        return forward(nnx.merge(graphdef, weights), images, None, precision)
+
+    return jax.jit(run, static_argnums=0, compiler_options=compiler_options(device, config))

@@ -22,6 +22,34 @@ def ignore(name: str, value: Array) -> None:
     """Records nothing."""
 
 
+@jax.custom_vjp
+def affine(x: Array, kernel: Array, bias: Array) -> Array:
+    """x · kernel + bias for rows x (N, in) and kernel (in, out)."""
+    return x @ kernel + bias
+
+
+def _affine_gradients(factors: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    # The sum over the rows as a product, too, which XLA on the CPU does faster than a sum.
+    x, kernel = factors
+    return g @ kernel.T, x.T @ g, jnp.ones(len(g), g.dtype) @ g
+
+
+affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _affine_gradients)
+
+
+@jax.custom_vjp
+def gradient_kept(x: Array, one: Array) -> Array:
+    """x, whose gradient is computed once; `one` () is 1, which XLA must not know.
+
+    A residual's gradient is the sum of all those of the branches after it. XLA on the CPU computes it anew
+    wherever it is read, from all its summands, unless a division is part of it.
+    """
+    return x
+
+
+gradient_kept.defvjp(lambda x, one: (x, one), lambda one, g: (g / one, jnp.zeros_like(one)))
+
+
 class Stem(nnx.Module):
     """Patch embedding: a convolution whose kernel is its stride, (B, H, W, 3) -> (B, S, C)."""
 
@@ -34,7 +62,7 @@ class Stem(nnx.Module):
         B, H, W, _ = pixels.shape
         P, C = self.kernel.shape[0], self.kernel.shape[-1]
         patches = pixels.reshape(B, H // P, P, W // P, P, 3).transpose(0, 1, 3, 2, 4, 5)
-        rows = patches.reshape(-1, P * P * 3) @ self.kernel[...].reshape(-1, C) + self.bias[...]
+        rows = affine(patches.reshape(-1, P * P * 3), self.kernel[...].reshape(-1, C), self.bias[...])
         return rows.reshape(B, -1, C)
 
 
@@ -48,7 +76,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         # As rows, because XLA on the CPU is four times slower at the weights' gradient over two axes.
         rows = x.reshape(-1, x.shape[-1])
-        return (rows @ self.kernel[...] + self.bias[...]).reshape(*x.shape[:-1], -1)
+        return affine(rows, self.kernel[...], self.bias[...]).reshape(*x.shape[:-1], -1)
 
 
 class Mlp(nnx.Module):
@@ -107,11 +135,12 @@ class Block(nnx.Module):
         self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
 
     def __call__(self, x: Array, drop_path: Array | None, record: Record) -> Array:
+        one = 1 + 0 * self.token_norm.scale[0]
         for i, (norm, mlp) in enumerate((("token_norm", "token_mixing"), ("channel_norm", "channel_mixing"))):
             y = getattr(self, norm)(x)
             record(norm, y)
             y = getattr(self, mlp)(y, _within(record, mlp))
-            x = x + (y if drop_path is None else y * drop_path[i, :, None, None])
+            x = gradient_kept(x + (y if drop_path is None else y * drop_path[i, :, None, None]), one)
             record(mlp, x)
         return x
 

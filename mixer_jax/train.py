@@ -18,6 +18,7 @@ from mixer_common.plan import EpochPlan
 from mixer_common.recipe import TrainConfig
 from mixer_jax import evaluate, optimizer
 from mixer_jax.augment import augment, of_step
+from mixer_jax.compiling import compiler_options
 from mixer_jax.evaluate import WEIGHTS_DTYPE, forward
 from mixer_jax.model import create, to_canonical
 
@@ -77,7 +78,7 @@ class Trainer:
         # On the device as the loop will return it, or the second call would compile anew.
         self.opt_state = jax.device_put(opt_state, self.device)
         self.images, self.labels = jax.device_put((images, labels.astype(np.int32)), self.device)
-        self._run = jax.jit(self._steps, donate_argnums=0)
+        self._run = jax.jit(self._steps, donate_argnums=0, compiler_options=compiler_options(self.device, config))
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         """Hands the epoch's numbers to the device."""
@@ -93,10 +94,14 @@ class Trainer:
 
     def train(self, first: int, last: int) -> np.ndarray:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
+        self.dispatch(first, last)
+        return np.asarray(self.losses)[first:last]
+
+    def dispatch(self, first: int, last: int) -> None:
+        """Starts steps `first` to `last` - 1 of the epoch and does not wait for them; `losses` will hold theirs."""
         self.params, self.opt_state, self.average, self.losses = self._run(
             (self.params, self.opt_state, self.average, self.losses), self.frozen, self.images, self.labels, self.plan,
             first, last)
-        return np.asarray(self.losses)[first:last]
 
     def augmented(self, i: int) -> np.ndarray:
         """The images of step `i` of the epoch as they are trained on: bytes (B, H, W, 3), as real numbers."""
