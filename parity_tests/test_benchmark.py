@@ -270,7 +270,8 @@ def _processes(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_tutorial_s_loop_as_a_whole_run(script):
     """In a process of its own, since it forks."""
-    command = [sys.executable, SCRIPTS / "tutorial_loop.py", "--dataset", "digits", "--epochs", "2"]
+    command = [sys.executable, SCRIPTS / "tutorial_loop.py", "--dataset", "digits", "--model", "tiny",
+               "--epochs", "2"]
     stdout = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert "epoch 2/2  training loss" in stdout
     assert float(stdout.split("Done: ")[1].split("%")[0]) > 80
