@@ -180,6 +180,7 @@ def test_a_gpu_that_is_not_there(script):
     assert stderr.startswith("error: --device gpu was asked for, but PyTorch finds no GPU")
 
 
+@pytest.mark.slow
 def test_a_measurement(script, tmp_path):
     """Both frameworks on digits, in workers of their own."""
     code, stdout, _ = script("benchmark", *DIGITS, "--mode", "forward", "--only", "torch-eager", "jax-scan", "timm",

@@ -233,6 +233,7 @@ def test_a_finished_run_can_be_made_longer_but_not_changed(script, tmp_path):
         assert "other settings" in stderr
 
 
+@pytest.mark.slow
 def test_an_average_is_what_a_run_shows_in_either_framework(script, tmp_path):
     """Begun in PyTorch, continued in JAX with other parts; what is evaluated is what lies in model.safetensors."""
     out = tmp_path / "run"
