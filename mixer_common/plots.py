@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -14,7 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
-from mixer_common.benchmark import Measurement
+if TYPE_CHECKING:  # a training draws pictures, too, and needs nothing of the benchmark
+    from mixer_common.benchmark import Measurement
 
 
 def first_batch(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -172,13 +173,13 @@ def _buckets(values: np.ndarray, window: int, reduce: np.ufunc) -> tuple[np.ndar
     return starts + sizes / 2, reduce.reduceat(values, starts) if len(values) else values, sizes
 
 
-def speeds(measurement: Measurement, path: Path) -> None:
+def speeds(measurement: "Measurement", path: Path) -> None:
     """Images per second of each implementation of a benchmark, the quartiles, and the ratio to PyTorch's best."""
     with rc_context(_STYLE):
         _save(_speeds_figure(measurement), path)
 
 
-def _speeds_figure(measurement: Measurement) -> Figure:
+def _speeds_figure(measurement: "Measurement") -> Figure:
     results, settings, machine = measurement.results, measurement.settings, measurement.machine
     figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(results)), layout="constrained")
     axes = figure.subplots()

@@ -18,6 +18,7 @@ from mixer_common.config import MixerConfig
 from mixer_common.data import Dataset
 from mixer_common.measured import Measured, Runtime, Setup
 from mixer_common.plan import EpochPlan
+from mixer_torch.benchmark import device_memory
 from mixer_torch.model import create
 
 NUM_WORKERS = 2
@@ -116,7 +117,7 @@ class TutorialLoop(Measured):
         return time.perf_counter() - start
 
     def device_memory(self) -> int | None:
-        return None if self.device.type == "cpu" else torch.cuda.max_memory_allocated(self.device)
+        return device_memory(self.device)
 
     def _batches(self, indices: np.ndarray) -> DataLoader:
         return DataLoader(self.pictures, batch_sampler=indices.tolist(), num_workers=NUM_WORKERS)
