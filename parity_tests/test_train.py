@@ -81,7 +81,7 @@ def test_a_thousand_steps_on_digits(model, precision, digits):
     assert_runs_equal(MODELS[model], replace(TUTORIAL, precision=precision), digits, 1000)
 
 
-@pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)], indirect=True)
 def test_a_thousand_steps_on_cifar10(precision, cifar10):
     assert_runs_equal(MODELS["tutorial"], replace(TUTORIAL, precision=precision), cifar10, 1000,
                       PROMISED[precision])
