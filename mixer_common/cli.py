@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -21,14 +22,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def one_of(names: Iterable[str]) -> str:
+    """a, b or c: for the help of an option that takes one of them."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
 @dataclass(frozen=True)
 class TrainArguments:
     """What a training script takes. Every detail of the model and of the recipe can be changed by its name."""
 
-    model: str = "tutorial"
-    """tutorial, tiny, nano, s32, s16, b32, b16, l32, l16 or h14; its sizes are the defaults below."""
-    recipe: str = "tutorial"
-    """tutorial or adamw; its settings are the defaults below."""
+    model: Annotated[str, tyro.conf.arg(help=f"{one_of(MODELS)}; its sizes are the defaults below. Without it, a "
+                                             "recipe that a model is named after brings that one.")] = "tutorial"
+    recipe: Annotated[str, tyro.conf.arg(help=f"{one_of(RECIPES)}; its settings are the defaults below.")] = "tutorial"
     dataset: str = "auto"
     """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
     data_dir: Path | None = None
@@ -80,7 +86,7 @@ def parse_train(kind: type[T], description: str) -> T:
             config = load_weights(known.init_from).config
             model = model_name(config)
         else:
-            model = known.model or kind.model
+            model = known.model or (recipe if recipe in MODELS else kind.model)
             config = by_name("model", MODELS, model)
         default = kind(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
     # A flag that is on by default can be given, too: a run's own, when it is resumed.

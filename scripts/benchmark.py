@@ -6,11 +6,13 @@ turns in alternating rounds.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from mixer_common.benchmark import IMPLEMENTATIONS, Benchmark, measure
 from mixer_common.benchmark_report import check_output, introduce, report
-from mixer_common.cli import parse
+from mixer_common.cli import one_of, parse
 from mixer_common.config import MODELS
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
@@ -21,8 +23,7 @@ from mixer_common.sampling import steps_in_epoch
 
 @dataclass(frozen=True)
 class Arguments:
-    model: str = "tutorial"
-    """tutorial, tiny, nano, s32, s16, b32, b16, l32, l16 or h14."""
+    model: Annotated[str, tyro.conf.arg(help=f"{one_of(MODELS)}.")] = "tutorial"
     batch_size: int = 128
     """Images a step."""
     mode: Literal["train", "forward"] = "train"
@@ -35,9 +36,9 @@ class Arguments:
     """How many turns each implementation has."""
     seconds: float = 2.0
     """How long a turn is, about; at least one step."""
-    only: tuple[str, ...] = ()
-    """Some of torch-eager, torch-compile, jax-step, jax-scan, timm, lucidrains and tutorial-loop; the outputs of all
-    are compared with the first one's. Default: all."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(
+        help=f"Some of {one_of(IMPLEMENTATIONS)}; the outputs of all are compared with the first one's. "
+             "Default: all.")] = ()
     json: Path | None = None
     """Write all figures to this file, too."""
     plot: Path | None = None

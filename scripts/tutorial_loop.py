@@ -7,9 +7,11 @@ writes no file.
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mixer_common.cli import parse
+import tyro
+
+from mixer_common.cli import one_of, parse
 from mixer_common.config import MODELS
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
@@ -20,8 +22,7 @@ from mixer_common.sampling import steps_in_epoch
 
 @dataclass(frozen=True)
 class Arguments:
-    model: str = "tutorial"
-    """tutorial, tiny, nano, s32, s16, b32, b16, l32, l16 or h14."""
+    model: Annotated[str, tyro.conf.arg(help=f"{one_of(MODELS)}.")] = "tutorial"
     epochs: int = 10
     """Passes through the training images."""
     batch_size: int = 4
