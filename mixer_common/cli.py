@@ -13,7 +13,7 @@ from mixer_common.checkpoint import Checkpoint, RunConfig
 from mixer_common.config import MODELS, MixerConfig, model_name
 from mixer_common.errors import UserError
 from mixer_common.fields import by_name
-from mixer_common.recipe import RECIPES, TrainConfig
+from mixer_common.recipe import RECIPE_MODELS, RECIPES, TrainConfig
 from mixer_common.weight_files import load_weights
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def one_of(names: Iterable[str]) -> str:
 class TrainArguments:
     """What a training script takes. Every detail of the model and of the recipe can be changed by its name."""
 
-    model: Annotated[str, tyro.conf.arg(help=f"{one_of(MODELS)}; its sizes are the defaults below. Without it, a "
-                                             "recipe that a model is named after brings that one.")] = "tutorial"
+    model: Annotated[str, tyro.conf.arg(help=f"{one_of(MODELS)}; its sizes are the defaults below. Where it "
+                                             "is left out, the recipe's own.")] = "tutorial"
     recipe: Annotated[str, tyro.conf.arg(help=f"{one_of(RECIPES)}; its settings are the defaults below.")] = "tutorial"
     dataset: str = "auto"
     """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
@@ -86,7 +86,7 @@ def parse_train(kind: type[T], description: str) -> T:
             config = load_weights(known.init_from).config
             model = model_name(config)
         else:
-            model = known.model or (recipe if recipe in MODELS else kind.model)
+            model = known.model or RECIPE_MODELS.get(recipe, kind.model)
             config = by_name("model", MODELS, model)
         default = kind(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
     # A flag that is on by default can be given, too: a run's own, when it is resumed.

@@ -94,7 +94,6 @@ MODELS: dict[str, MixerConfig] = {
     "l32": _paper(32, 24, 1024),
     "l16": _paper(16, 24, 1024),
     "h14": _paper(14, 32, 1280),
-    "fast": replace(_TUTORIAL, block="mixer", num_blocks=3, tokens_mlp_dim=64, channels_mlp_dim=128),
     "strong": MixerConfig(hidden_dim=384, num_blocks=12, tokens_mlp_dim=256, channels_mlp_dim=1024, gelu="tanh",
                           layer_norm_epsilon=1e-6, init="flax", stochastic_depth=0.1),
 }

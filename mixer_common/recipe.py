@@ -99,6 +99,8 @@ RECIPES: dict[str, TrainConfig] = {
                           weight_decay=0.1, clip_norm=1.0, label_smoothing=0.1, crop_padding=4, flip=True,
                           trivial_augment=True, cutmix=1.0, ema_decay=0.999, epochs=200, precision="bfloat16"),
 }
+# The model that a recipe is made for: it is trained where no other is named.
+RECIPE_MODELS = {"tutorial": "tutorial", "adamw": "tutorial", "fast": "tiny", "nano": "nano", "strong": "strong"}
 
 
 # What each optimizer remembers of every parameter.

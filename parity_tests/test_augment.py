@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
-from test_train import explained_by_rounding
+from test_train import assert_runs_equal, explained_by_rounding
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.autoaugment import _apply_op
 
@@ -316,6 +316,13 @@ def test_a_run_with_everything_is_the_same_in_both_and_resumes_to_the_bit(digits
     crossed = mixer_torch.train.Trainer(config, recipe, weights, digits.train_images, digits.train_labels, moments, 50)
     crossed.begin_epoch(plan)
     assert (np.abs(crossed.train(50, 100) - losses[0][50:]) <= bound[50:]).all()
+
+
+@pytest.mark.slow
+def test_a_thousand_steps_with_everything_on_cifar10(cifar10):
+    jax.config.update("jax_enable_x64", True)
+    recipe = replace(EVERYTHING, batch_size=16, warmup_epochs=0.1, precision="float64")
+    assert_runs_equal(replace(MODELS["tiny"], stochastic_depth=0.3), recipe, cifar10, 1000)
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """The NumPy core: sizes, names, errors, the common start, the batches."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from mixer_common.cli import TrainArguments, parse_train
 from mixer_common.config import MODELS, MixerConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.fields import by_name, from_dict
@@ -34,6 +36,17 @@ def test_the_presets_that_the_project_sizes_itself():
     nano = MODELS["nano"]
     assert (nano.image_size, nano.patch_size, nano.num_blocks) == (32, 4, 8)
     assert nano.num_parameters <= 670_000
+
+
+@pytest.mark.parametrize(("given", "model", "recipe"), [
+    (("--recipe", "fast"), "tiny", "fast"), (("--recipe", "nano"), "nano", "nano"),
+    (("--recipe", "fast", "--model", "tutorial"), "tutorial", "fast"), (("--model", "nano"), "nano", "tutorial"),
+    (("--recipe", "adamw"), "tutorial", "adamw")])
+def test_a_recipe_brings_its_model(monkeypatch, given, model, recipe):
+    monkeypatch.setattr(sys, "argv", ["train_jax.py", *given])
+    arguments = parse_train(TrainArguments, "")
+    assert (arguments.model, arguments.recipe) == (model, recipe)
+    assert (arguments.config, arguments.train) == (MODELS[model], RECIPES[recipe])
 
 
 @pytest.mark.parametrize(("change", "words"), [
