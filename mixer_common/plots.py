@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,3 +211,22 @@ def _speeds_figure(measurement: "Measurement") -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}" if max(speeds) >= 10 else "{x:g}")
     return figure
+
+
+def accuracies(runs: Mapping[str, Sequence[Mapping[str, float]]], title: str, path: Path) -> None:
+    """Test accuracy of runs over time. runs: by name, for each epoch `minutes` since the start and `test_accuracy`."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title, loc="left", pad=10 + 18 * len(runs), fontweight="bold")
+        for i, (name, rows) in enumerate(runs.items()):
+            epochs = f"{len(rows)} epoch{'s' if len(rows) > 1 else ''}"
+            axes.plot([row["minutes"] for row in rows], [row["test_accuracy"] for row in rows],
+                      color=tuple(_COLOURS[name] for name in ("a", "b", "text", "muted"))[i % 4], linewidth=1.8,
+                      marker="o" if len(rows) < 30 else None, markersize=4,
+                      label=f"{name}: {rows[-1]['test_accuracy']:.2%} after {epochs}")
+        axes.set(xlim=(0, None), xlabel="minutes since the start, compilation and evaluation included",
+                 ylabel="test accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, borderaxespad=0.5)
+        _save(figure, path)
