@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,13 @@ class RunFolder:
         checkpoint.replace(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def _open_events(self, step: int) -> None:
-        from tensorboardX import SummaryWriter
+        # tensorboardX imports torch where it is installed, for the name of a type; that takes seconds.
+        if hidden := "torch" not in sys.modules:
+            sys.modules["torch"] = None
+        try:
+            from tensorboardX import SummaryWriter
+        finally:
+            if hidden:
+                del sys.modules["torch"]
 
         self.events = SummaryWriter(str(self.path), purge_step=step, write_to_disk=True)

@@ -46,6 +46,17 @@ def run_folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize(("framework", "other"), [("jax", "torch"), ("torch", "jax")])
+def test_no_training_imports_the_other_framework(tmp_path, framework, other):
+    code = ("import runpy, sys\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            f"finally:\n    print({other!r} in sys.modules)")
+    script = SCRIPTS / f"train_{framework}.py"
+    process = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = sys.argv[1:]\n{code}", script, *DIGITS, "--steps", "2", "--out",
+         tmp_path / "run"], check=True, capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == "False"
+
+
 @FRAMEWORKS
 def test_a_run_writes_everything_it_promises(script, tmp_path, framework):
     out = tmp_path / "run"
