@@ -19,7 +19,6 @@ from mixer_common.config import MixerConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
 from mixer_common.measured import Outputs, Runtime, Setup
-from mixer_common.memory import KEPT_MEMORY
 from mixer_common.progress import TurnDisplay
 from mixer_common.recipe import TrainConfig
 from mixer_common.worker import OutOfMemory, Unavailable, Worker
@@ -248,10 +247,9 @@ class _Course:
         self.runtimes[name] = runtime
 
     def _environment(self, name: str) -> dict[str, str]:
-        """Equal conditions: as many threads for all, memory of the device taken as it is needed and of the host kept
-        as in training, nothing compiled beforehand."""
+        """Equal conditions: as many threads for all, memory taken as it is needed, nothing compiled beforehand."""
         cache = str(self.folder / f"cache-{name}")
-        return KEPT_MEMORY | {"OMP_NUM_THREADS": str(threads()), "MKL_NUM_THREADS": str(threads()),
+        return {"OMP_NUM_THREADS": str(threads()), "MKL_NUM_THREADS": str(threads()),
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XDG_CACHE_HOME": cache, "TORCHINDUCTOR_CACHE_DIR": cache,
                 "TRITON_CACHE_DIR": cache}
 

@@ -1,10 +1,6 @@
 """The NumPy core: sizes, names, errors, the common start, the batches."""
 
 import json
-import os
-import platform
-import resource
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
@@ -17,7 +13,6 @@ from mixer_common.config import MODELS, MixerConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.fields import by_name, from_dict
 from mixer_common.init import initial_weights
-from mixer_common.memory import KEPT_MEMORY
 from mixer_common.metrics import accuracy, confusion_matrix, cross_entropy
 from mixer_common.plan import epoch_plan
 from mixer_common.recipe import RECIPES, TrainConfig
@@ -172,25 +167,3 @@ def test_weight_shapes_follow_the_network():
     assert list(weight_shapes(MODELS["tiny"]))[:3] == ["stem.weight", "stem.bias", "blocks.0.token_norm.weight"]
     assert weight_shapes(MODELS["tutorial"])["blocks.1.token_mixing.fc1.weight"] == (32, 64)
     assert isinstance(RECIPES["tutorial"], TrainConfig)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
-@pytest.mark.parametrize(("told", "environment"), [
-    ("from mixer_common.memory import keep_memory; keep_memory()", {}), ("", KEPT_MEMORY)])
-def test_memory_that_is_freed_is_kept_for_the_next_use(told, environment):
-    """A second thread asks for it, as in XLA: the second time, its pages are there."""
-    use = """
-import resource, threading
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    thread = threading.Thread(target=lambda: b"x" * 2**26)
-    thread.start()
-    thread.join()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(), faults())"""
-    process = subprocess.run([sys.executable, "-c", told + use], env=os.environ | environment, check=True,
-                             capture_output=True, text=True)
-    first, second = map(int, process.stdout.split())
-    pages = 2**26 // resource.getpagesize()
-    assert first >= pages / 2
-    assert second <= pages / 100

@@ -1,9 +1,5 @@
 """Trains an MLP-Mixer in JAX. Its twin, train_torch.py, takes the same arguments and draws the same curve."""
 
-from mixer_common.memory import keep_memory
-
-keep_memory()
-
 from mixer_common.cli import TrainArguments, parse_train
 from mixer_common.errors import run_script
 
