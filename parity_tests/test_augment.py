@@ -217,7 +217,7 @@ def test_draws_depend_on_seed_and_epoch_alone():
     for alone in ({"crop_padding": 4}, {"trivial_augment": True}, {"cutout": 8}):
         for name, rows in draw(TrainConfig(batch_size=8, **alone), shape, 2).items():
             assert name == "flip" or (rows == first[name]).all()
-    assert all(not draw(recipe, shape, 0) for recipe in RECIPES.values())
+    assert not any(draw(RECIPES[name], shape, 0) for name in ("tutorial", "adamw"))
 
 
 def test_only_chosen_operations_are_drawn():
