@@ -19,6 +19,7 @@ from mixer_common.config import MixerConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
 from mixer_common.measured import Outputs, Runtime, Setup
+from mixer_common.memory import keeping
 from mixer_common.progress import TurnDisplay
 from mixer_common.recipe import TrainConfig
 from mixer_common.worker import OutOfMemory, Unavailable, Worker
@@ -28,6 +29,7 @@ IMPLEMENTATIONS = {
     "torch-eager": "torch", "torch-compile": "torch", "jax-step": "jax", "jax-scan": "jax", "timm": "torch",
     "lucidrains": "torch", "tutorial-loop": "torch"}
 _PYTORCH = ("torch-eager", "torch-compile")  # the better of these is what all are compared with
+MODES = {"train": "training steps", "forward": "forward passes"}
 _MATMULS = {"torch-matmul": "torch", "jax-matmul": "jax"}
 
 
@@ -64,6 +66,11 @@ class Result:
     seconds_per_step_rounds: tuple[float, ...]
     logits_error: float  # largest difference from the first implementation's, over their largest
 
+    @property
+    def speed(self) -> str:
+        """images_per_second as it is shown."""
+        return f"{self.images_per_second:,.0f}" if self.images_per_second >= 100 else f"{self.images_per_second:.3g}"
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -76,6 +83,11 @@ class Measurement:
     matmul: dict[str, dict[str, Any]]  # by framework: size, flops_per_second
     results: list[Result]
     left_out: dict[str, str]  # by implementation: why
+
+    @property
+    def what(self) -> str:
+        """Such as: training steps of 128 images, float32."""
+        return f"{MODES[self.settings['mode']]} of {self.settings['batch_size']} images, {self.settings['precision']}"
 
 
 def forward_flops(config: MixerConfig) -> dict[str, int]:
@@ -247,9 +259,11 @@ class _Course:
         self.runtimes[name] = runtime
 
     def _environment(self, name: str) -> dict[str, str]:
-        """Equal conditions: as many threads for all, memory taken as it is needed, nothing compiled beforehand."""
+        """Equal conditions: as many threads for all, a GPU's memory taken as it is needed, the host's kept as in
+        training, nothing compiled beforehand."""
         cache = str(self.folder / f"cache-{name}")
-        return {"OMP_NUM_THREADS": str(threads()), "MKL_NUM_THREADS": str(threads()),
+        return {**keeping(self.benchmark.config, self.benchmark.recipe),
+                "OMP_NUM_THREADS": str(threads()), "MKL_NUM_THREADS": str(threads()),
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XDG_CACHE_HOME": cache, "TORCHINDUCTOR_CACHE_DIR": cache,
                 "TRITON_CACHE_DIR": cache}
 

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mixer_common.benchmark import Benchmark, Measurement, flops_per_step, machine
+from mixer_common.benchmark import MODES, Benchmark, Measurement, flops_per_step, machine
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
 
@@ -29,7 +29,7 @@ def introduce(benchmark: Benchmark, dataset: Dataset) -> None:
     """The first screen; the device and the versions follow when the workers tell them."""
     config, recipe, host = benchmark.config, benchmark.recipe, machine("")
     flops = flops_per_step(config, recipe.batch_size, benchmark.mode)
-    steps = "training steps with Adam" if benchmark.mode == "train" else "forward passes"
+    steps = MODES[benchmark.mode] + (" with Adam" if benchmark.mode == "train" else "")
     if dataset.notice:
         print(f"\n*** {dataset.notice} ***\n")
     print(f"Measured {steps} of MLP-Mixer {benchmark.model}, {config.num_parameters:,} parameters, "
@@ -62,7 +62,8 @@ def report(measurement: Measurement, json_path: Path | None, plot: Path | None) 
 
 
 def table(measurement: Measurement) -> Table:
-    table = Table(title=title(measurement), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{measurement.settings['model']}, {measurement.what}", title_justify="left", box=SIMPLE_HEAD,
+                  pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("ms a step", "quartiles", "images/s", "ratio", "compile s", "peak MB", "matmul share"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -71,15 +72,7 @@ def table(measurement: Measurement) -> Table:
         low, high = (1e3 * seconds for seconds in result.seconds_per_step_spread)
         table.add_row(
             result.implementation, f"{1e3 * result.seconds_per_step:,.4g}", f"{low:,.4g} to {high:,.4g}",
-            f"{result.images_per_second:,.0f}" if result.images_per_second > 100
-            else f"{result.images_per_second:.3g}",
-            "" if result.ratio is None else f"{result.ratio:.2f}", f"{result.compile_seconds:.1f}",
+            result.speed, "" if result.ratio is None else f"{result.ratio:.2f}", f"{result.compile_seconds:.1f}",
             f"{result.peak_memory_bytes / 1e6:,.0f}", f"{result.matmul_share:.1%}",
             style="bold" if result is fastest else None)
     return table
-
-
-def title(measurement: Measurement) -> str:
-    settings = measurement.settings
-    steps = "training steps" if settings["mode"] == "train" else "forward passes"
-    return f"{settings['model']}, {steps} of {settings['batch_size']} images, {settings['precision']}"

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from mixer_common.data.cifar10 import find_cifar10
 from mixer_common.errors import UserError
 from mixer_common.fields import by_name
 from mixer_common.recipe import RECIPES
+from mixer_common.runlog import make_folder
 
 ROOT = Path(__file__).parents[1]
 PRECISION = "bfloat16"
@@ -228,7 +228,7 @@ class _Course:
                             "use --dataset digits.")
         self.common = ["--precision", PRECISION, "--device", settings.device, "--dataset", settings.dataset,
                        "--data-dir", data_dir]
-        _clear(settings.out, settings.overwrite)
+        make_folder(settings.out, settings.overwrite, "measurement of a GPU", "report.json")
         self.gpus = gpus() if settings.device == "gpu" else []
         self.report: dict[str, Any] = {
             "begun": datetime.now().astimezone().isoformat(timespec="seconds"), "seconds": 0.0,
@@ -387,18 +387,6 @@ class _Course:
     @property
     def _log(self) -> Path:
         return self.settings.out / "log.txt"
-
-
-def _clear(out: Path, overwrite: bool) -> None:
-    """Makes the folder of the output, empty. UserError where something lies there that is not to be deleted."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise UserError(f"{out} exists already: replace it with --overwrite, or choose another --out.")
-        if not (out / "report.json").is_file():
-            raise UserError(f"{out} is no measurement of a GPU, so --overwrite does not delete it: choose another "
-                            "--out.")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -28,8 +28,7 @@ from mixer_common.sampling import steps_in_epoch
 from mixer_common.weight_files import load_weights, overlap
 from mixer_common.weights import check_weights, describe_assumed, replace_head
 
-# Between two looks at the signals. JAX hands a step's memory back to the system at the end of a dispatch, and fresh
-# pages take time: where a step takes half a second, four of them in a dispatch are a fifth faster than each alone.
+# Between two looks at the signals. A dispatch of JAX costs more than its steps: buffers are made and given back.
 SECONDS_PER_DISPATCH = 2.0
 
 

@@ -183,9 +183,7 @@ def _speeds_figure(measurement: "Measurement") -> Figure:
     results, settings, machine = measurement.results, measurement.settings, measurement.machine
     figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(results)), layout="constrained")
     axes = figure.subplots()
-    steps = "training steps" if settings["mode"] == "train" else "forward passes"
-    axes.set_title(f"MLP-Mixer {settings['model']}: {steps} of {settings['batch_size']} images, "
-                   f"{settings['precision']}", loc="left", pad=24, fontweight="bold")
+    axes.set_title(f"MLP-Mixer {settings['model']}: {measurement.what}", loc="left", pad=24, fontweight="bold")
     device = f"{machine['cpu']}, {machine['threads']} threads" if "CPU" in machine["device"] else machine["device"]
     axes.annotate(f"{device}; median and quartiles of {settings['rounds']} rounds", (0, 1), (0, 8),
                   xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_COLOURS["muted"])
@@ -195,10 +193,9 @@ def _speeds_figure(measurement: "Measurement") -> Figure:
     colours = [_COLOURS["a" if result.implementation.startswith("jax") else "b"] for result in results]
     axes.barh(range(len(results)), speeds, height=0.62, color=colours, xerr=np.transpose(spreads),
               error_kw={"ecolor": _COLOURS["text"], "elinewidth": 1.2, "capsize": 3})
-    for i, (speed, result) in enumerate(zip(speeds, results, strict=True)):
-        number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+    for i, result in enumerate(results):
         ratio = "" if result.ratio is None else f"  ({result.ratio:.2f}×)"
-        axes.annotate(number + ratio, (result.images_per_second_spread[1], i), (7, 0), textcoords="offset points",
+        axes.annotate(result.speed + ratio, (result.images_per_second_spread[1], i), (7, 0), textcoords="offset points",
                       va="center", backgroundcolor=_COLOURS["page"])
     axes.set_yticks(range(len(results)), [result.implementation for result in results])
     axes.tick_params(axis="y", length=0, labelcolor=_COLOURS["text"])

@@ -24,6 +24,18 @@ def read_losses(run: Path) -> np.ndarray:
                         "or start a new one.") from None
 
 
+def make_folder(path: Path, overwrite: bool, kind: str, marker: str, other: str = "") -> None:
+    """Makes the folder, empty. Raises UserError where something lies there, unless it is to be overwritten and holds
+    the file `marker`, by which a `kind` is known. other: what else could be done with it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not overwrite:
+            raise UserError(f"{path} exists already: {other}replace it with --overwrite, or choose another --out.")
+        if not (path / marker).is_file():
+            raise UserError(f"{path} is no {kind}, so --overwrite does not delete it: choose another --out.")
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
 class RunFolder:
     """config.json, metrics.jsonl, step_losses.npy, summary.json, checkpoint/, TensorBoard events, pictures/."""
 
@@ -36,15 +48,8 @@ class RunFolder:
 
     def create(self, config: RunConfig, overwrite: bool) -> None:
         """Makes the folder. Raises UserError where a run lies there, unless it is to be overwritten."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not overwrite:
-                raise UserError(f"{self.path} exists already: continue it with --resume, replace it with "
-                                "--overwrite, or choose another --out.")
-            if not (self.path / "config.json").is_file():
-                raise UserError(f"{self.path} is not a run, so --overwrite does not delete it: "
-                                "choose another --out.")
-            shutil.rmtree(self.path)
-        self.pictures.mkdir(parents=True)
+        make_folder(self.path, overwrite, "run", "config.json", "continue it with --resume, ")
+        self.pictures.mkdir()
         self.write_config(config)
         self._open_events(0)
 

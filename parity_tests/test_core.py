@@ -1,6 +1,10 @@
 """The NumPy core: sizes, names, errors, the common start, the batches."""
 
 import json
+import os
+import platform
+import resource
+import subprocess
 import sys
 from dataclasses import asdict, replace
 
@@ -13,6 +17,7 @@ from mixer_common.config import MODELS, MixerConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.fields import by_name, from_dict
 from mixer_common.init import initial_weights
+from mixer_common.memory import keeping
 from mixer_common.metrics import accuracy, confusion_matrix, cross_entropy
 from mixer_common.plan import epoch_plan
 from mixer_common.recipe import RECIPES, TrainConfig
@@ -167,3 +172,30 @@ def test_weight_shapes_follow_the_network():
     assert list(weight_shapes(MODELS["tiny"]))[:3] == ["stem.weight", "stem.bias", "blocks.0.token_norm.weight"]
     assert weight_shapes(MODELS["tutorial"])["blocks.1.token_mixing.fc1.weight"] == (32, 64)
     assert isinstance(RECIPES["tutorial"], TrainConfig)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("model", ["tutorial", "nano"])
+def test_large_steps_keep_their_memory_for_the_next(model, told):
+    """A second thread asks for it, as in XLA: the second time, its pages are there, and only where steps are large."""
+    config, recipe = MODELS[model], RECIPES[model]
+    call = f"keep_memory(MODELS[{model!r}], RECIPES[{model!r}])" if told else ""
+    use = f"""
+import resource, threading
+from mixer_common.cli import MODELS, RECIPES
+from mixer_common.memory import keep_memory
+{call}
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=lambda: b"x" * 2**26)
+    thread.start()
+    thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())"""
+    process = subprocess.run([sys.executable, "-c", use], check=True, capture_output=True, text=True,
+                             env=os.environ | ({} if told else keeping(config, recipe)))
+    first, second = map(int, process.stdout.split())
+    pages = 2**26 // resource.getpagesize()
+    assert first >= pages / 2
+    assert second <= pages / 100 if model == "nano" else second >= pages / 2

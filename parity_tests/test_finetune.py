@@ -28,7 +28,7 @@ def source(folder, config: MixerConfig, format: str = "canonical", name: str = "
 
 
 @pytest.mark.parametrize("options", [
-    pytest.param(("--image-size", 32), id="block-diagonal"),
+    pytest.param(("--image-size", 32), id="block-diagonal", marks=pytest.mark.slow),
     pytest.param(("--image-size", 24), id="interpolated", marks=pytest.mark.slow),
     pytest.param(("--image-size", 16, "--freeze-backbone", "--learning-rate", 0.01), id="frozen"),
     pytest.param(("--image-size", 32, "--freeze-backbone", "--learning-rate", 0.03, "--recipe", "adamw",
@@ -81,7 +81,7 @@ def test_every_format_starts_a_run(script, tmp_path, framework, format, name):
         assert state.weights[name].tobytes() == array.tobytes()
 
 
-@FRAMEWORKS
+@pytest.mark.parametrize("framework", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
 def test_a_frozen_run_resumes_to_the_same_bits(script, tmp_path, framework):
     source(tmp_path, OTHER)
     given = ("--init-from", tmp_path / "start", "--dataset", "digits", "--freeze-backbone")

@@ -93,11 +93,6 @@ def everything(block: str, precision: str) -> tuple[MixerConfig, TrainConfig]:
     return config, replace(EVERYTHING, precision=precision)
 
 
-def test_with_everything_switched_on(digits):
-    jax.config.update("jax_enable_x64", True)
-    assert_runs_equal(*everything("mixer", "float64"), digits, 200)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("block", "precision"), [
     ("mixer", "float32"), ("mixer", "float64"), ("tutorial", "float64")])
