@@ -69,7 +69,7 @@ class Result:
     @property
     def speed(self) -> str:
         """images_per_second as it is shown."""
-        return f"{self.images_per_second:,.0f}" if self.images_per_second >= 100 else f"{self.images_per_second:.3g}"
+        return f"{self.images_per_second:,.0f}" if self.images_per_second >= 100 else f"{self.images_per_second:#.3g}"
 
 
 @dataclass(frozen=True)
