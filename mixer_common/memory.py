@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from mixer_common.config import MixerConfig
 from mixer_common.recipe import TrainConfig
 
-# malloc.h of the GNU C library, and the environment variables that say the same to a process that is to be started.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
+# How the GNU C library is told: the environment variable, its number in malloc.h, the value.
+_SETTINGS = (("MALLOC_ARENA_MAX", -8, 1), ("MALLOC_MMAP_MAX_", -4, 0), ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1))
 _LARGE_BYTES = 2**28
 
 
@@ -23,19 +22,18 @@ def keep_memory(config: MixerConfig, recipe: TrainConfig) -> None:
     another one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt and activation_bytes(config, recipe) > _LARGE_BYTES:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt and _large(config, recipe):
+        for _, number, value in _SETTINGS:
+            mallopt(number, value)
 
 
 def keeping(config: MixerConfig, recipe: TrainConfig) -> Mapping[str, str]:
     """The environment in which a new process does so."""
-    return _KEPT if activation_bytes(config, recipe) > _LARGE_BYTES else {}
+    return {name: str(value) for name, _, value in _SETTINGS} if _large(config, recipe) else {}
 
 
-def activation_bytes(config: MixerConfig, recipe: TrainConfig) -> int:
-    """About what a step holds of a batch's part: each block's norms, branches and hidden layers, float32."""
+def _large(config: MixerConfig, recipe: TrainConfig) -> bool:
+    """By about what a step holds of a batch's part: each block's norms, branches and hidden layers, float32."""
     block = (config.hidden_dim * (6 * config.num_patches + 2 * config.tokens_mlp_dim)
              + 2 * config.num_patches * config.channels_mlp_dim)
-    return 4 * recipe.batch_size // recipe.accumulation * config.num_blocks * block
+    return 4 * recipe.batch_size // recipe.accumulation * config.num_blocks * block > _LARGE_BYTES
