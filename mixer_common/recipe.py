@@ -94,7 +94,7 @@ RECIPES: dict[str, TrainConfig] = {
     "fast": TrainConfig(batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_epochs=0.2, flip=True, epochs=5),
     "nano": TrainConfig(batch_size=256, optimizer="adamw", learning_rate=2e-3, schedule="cosine", warmup_epochs=5.0,
                         weight_decay=0.05, clip_norm=1.0, label_smoothing=0.1, crop_padding=4, flip=True,
-                        trivial_augment=True, cutmix=1.0, ema_decay=0.999, epochs=300),
+                        trivial_augment=True, mixup=0.2, cutmix=1.0, ema_decay=0.999, epochs=300),
     "strong": TrainConfig(batch_size=512, optimizer="adamw", learning_rate=2e-3, schedule="cosine", warmup_epochs=5.0,
                           weight_decay=0.1, clip_norm=1.0, label_smoothing=0.1, crop_padding=4, flip=True,
                           trivial_augment=True, cutmix=1.0, ema_decay=0.999, epochs=200, precision="bfloat16"),
