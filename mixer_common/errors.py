@@ -20,15 +20,20 @@ def run_script(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     except MemoryError as error:
-        print(f"error: there is not enough memory ({error}); choose smaller sizes, then run the command again.",
-              file=sys.stderr)
+        print(
+            f"error: there is not enough memory ({error}); choose smaller sizes, then run the command again.",
+            file=sys.stderr,
+        )
         code = 2
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror}{where}; check the path, its permissions and the free space, "
-              "then run the command again.", file=sys.stderr)
+        print(
+            f"error: {error.strerror}{where}; check the path, its permissions and the free space, "
+            "then run the command again.",
+            file=sys.stderr,
+        )
         code = 2
     sys.stdout.flush()
     sys.exit(code or 0)

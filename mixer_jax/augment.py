@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mixer_common.augment import GREY
+from mixer_common.plan.augmentation import GREY
 
 
 def of_step(draws: dict[str, Array], i: int | Array) -> dict[str, Array]:
@@ -17,7 +17,7 @@ def of_step(draws: dict[str, Array], i: int | Array) -> dict[str, Array]:
 
 
 def augment(images: Array, draws: dict[str, Array], dtype: np.dtype) -> Array:
-    """Bytes (B, H, W, 3) as real numbers in `dtype` from uint8 ones; draws: one step's (mixer_common.augment.draw)."""
+    """Bytes (B, H, W, 3) as real numbers in `dtype` from uint8 ones; draws: one step's."""
     if "corner" in draws:
         images = crop(images, draws["corner"], draws["flip"])
     values = images.astype(dtype)
@@ -92,11 +92,10 @@ def warp(values: Array, affine: Array) -> Array:
     framed = jnp.pad(values, [(0, 0), (1, 1), (1, 1), (0, 0)])
     # Each pixel with its right, lower and lower right neighbours, so that one row of 4 C numbers is fetched.
     cells = jnp.concatenate([framed[:, :-1, :-1], framed[:, :-1, 1:], framed[:, 1:, :-1], framed[:, 1:, 1:]], axis=-1)
-    place = ((jnp.arange(B)[:, None, None] * (H + 1) + top.astype(jnp.int32) + 1) * (W + 1)
-             + left.astype(jnp.int32) + 1)
+    place = (jnp.arange(B)[:, None, None] * (H + 1) + top.astype(jnp.int32) + 1) * (W + 1) + left.astype(jnp.int32) + 1
     corners = cells.reshape(-1, 4 * C)[place]
-    upper = (1 - u) * corners[..., :C] + u * corners[..., C:2 * C]
-    lower = (1 - u) * corners[..., 2 * C:3 * C] + u * corners[..., 3 * C:]
+    upper = (1 - u) * corners[..., :C] + u * corners[..., C : 2 * C]
+    lower = (1 - u) * corners[..., 2 * C : 3 * C] + u * corners[..., 3 * C :]
     return (1 - v) * upper + v * lower
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from mixer_common.config import MixerConfig, weight_shapes
-from mixer_common.weights import check_weights, from_flax, to_flax
+from mixer_common.config.model import ModelConfig, weight_shapes
+from mixer_common.weights.canonical import check_weights, from_flax, to_flax
+from mixer_jax.xla import affine, gradient_kept
 
 Record = Callable[[str, Array], None]
 
@@ -22,38 +23,10 @@ def ignore(name: str, value: Array) -> None:
     """Records nothing."""
 
 
-@jax.custom_vjp
-def affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """x · kernel + bias for rows x (N, in) and kernel (in, out)."""
-    return x @ kernel + bias
-
-
-def _affine_gradients(factors: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
-    # The sum over the rows as a product, too, which XLA on the CPU does faster than a sum.
-    x, kernel = factors
-    return g @ kernel.T, x.T @ g, jnp.ones(len(g), g.dtype) @ g
-
-
-affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _affine_gradients)
-
-
-@jax.custom_vjp
-def gradient_kept(x: Array, one: Array) -> Array:
-    """x, whose gradient is computed once; `one` () is 1, which XLA must not know.
-
-    A residual's gradient is the sum of all those of the branches after it. XLA on the CPU computes it anew
-    wherever it is read, from all its summands, unless a division is part of it.
-    """
-    return x
-
-
-gradient_kept.defvjp(lambda x, one: (x, one), lambda one, g: (g / one, jnp.zeros_like(one)))
-
-
 class Stem(nnx.Module):
     """Patch embedding: a convolution whose kernel is its stride, (B, H, W, 3) -> (B, S, C)."""
 
-    def __init__(self, config: MixerConfig):
+    def __init__(self, config: ModelConfig):
         self.kernel = nnx.Param(jnp.zeros((config.patch_size, config.patch_size, 3, config.hidden_dim)))
         self.bias = nnx.Param(jnp.zeros(config.hidden_dim))
 
@@ -125,12 +98,11 @@ class LayerNorm(nnx.Module):
 class Block(nnx.Module):
     """x + token_mixing(norm(x)), then x + channel_mixing(norm(x)); (B, S, C) -> (B, S, C)."""
 
-    def __init__(self, config: MixerConfig):
+    def __init__(self, config: ModelConfig):
         C, S, epsilon = config.hidden_dim, config.num_patches, config.layer_norm_epsilon
         tutorial = config.block == "tutorial"
         self.token_norm = LayerNorm(S if tutorial else C, epsilon, over_tokens=tutorial)
-        self.token_mixing = Mlp(C if tutorial else S, config.tokens_mlp_dim, config.gelu,
-                                over_tokens=not tutorial)
+        self.token_mixing = Mlp(C if tutorial else S, config.tokens_mlp_dim, config.gelu, over_tokens=not tutorial)
         self.channel_norm = LayerNorm(C, epsilon)
         self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
 
@@ -146,9 +118,9 @@ class Block(nnx.Module):
 
 
 class Mixer(nnx.Module):
-    """The whole model. Its weights start as zeros; `create` loads the common start instead."""
+    """The whole model. Its weights start as zeros; `build_model` loads the common start instead."""
 
-    def __init__(self, config: MixerConfig):
+    def __init__(self, config: ModelConfig):
         self.config = config
         self.stem = Stem(config)
         self.blocks = nnx.List([Block(config) for _ in range(config.num_blocks)])
@@ -159,7 +131,7 @@ class Mixer(nnx.Module):
         """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
 
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
-        mixer_common.sampling.drop_path_scales); None keeps all, as in evaluation.
+        mixer_common.plan.drop_paths.drop_path_scales); None keeps all, as in evaluation.
         record: called with the name and value of every activation in network order
         (mixer_common.config.activation_names).
         """
@@ -176,27 +148,36 @@ class Mixer(nnx.Module):
         return logits
 
 
-def create(config: MixerConfig, weights: Mapping[str, np.ndarray], device: jax.Device | None = None,
-           dtype: np.dtype | None = None) -> Mixer:
+def build_model(
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    device: jax.Device | None = None,
+    dtype: np.dtype | None = None,
+) -> Mixer:
     """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
     check_weights(weights, weight_shapes(config), "the set of weights")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Mixer(config)))
     return nnx.merge(graphdef, from_canonical(state, weights, device, dtype))
 
 
-def from_canonical(like: nnx.State, arrays: Mapping[str, np.ndarray], device: jax.Device | None = None,
-                   dtype: np.dtype | None = None) -> nnx.State:
+def from_canonical(
+    like: nnx.State, arrays: Mapping[str, np.ndarray], device: jax.Device | None = None, dtype: np.dtype | None = None
+) -> nnx.State:
     """Canonical arrays of weights or moments as a state with the structure of `like`."""
     flax = to_flax(arrays)
-    return nnx.from_flat_state([
-        (path, variable.replace(jax.device_put(np.array(flax[_dotted(path)], dtype, order="C"), device)))
-        for path, variable in nnx.to_flat_state(like)])
+    return nnx.from_flat_state(
+        [
+            (path, variable.replace(jax.device_put(np.array(flax[_dotted(path)], dtype, order="C"), device)))
+            for path, variable in nnx.to_flat_state(like)
+        ]
+    )
 
 
-def to_canonical(config: MixerConfig, state: nnx.State) -> dict[str, np.ndarray]:
+def to_canonical(config: ModelConfig, state: nnx.State) -> dict[str, np.ndarray]:
     """Canonical arrays of weights, gradients or moments held in the model's state; copies."""
-    return from_flax({_dotted(path): np.array(variable[...]) for path, variable in nnx.to_flat_state(state)},
-                     weight_shapes(config))
+    return from_flax(
+        {_dotted(path): np.array(variable[...]) for path, variable in nnx.to_flat_state(state)}, weight_shapes(config)
+    )
 
 
 def gelu(x: Array, form: str) -> Array:

@@ -1,4 +1,4 @@
-"""Adam, AdamW and SGD with momentum; mixer_common.recipe has the formulas.
+"""Adam, AdamW and SGD with momentum; mixer_common/config/train.py has the formulas.
 
 Twin of mixer_torch/optimizer.py.
 """
@@ -13,15 +13,15 @@ import optax
 from flax import nnx
 from jax import Array
 
-from mixer_common.config import MixerConfig
-from mixer_common.recipe import MOMENTS, TrainConfig
+from mixer_common.config.model import ModelConfig
+from mixer_common.config.train import MOMENTS, TrainConfig
 from mixer_jax.model import from_canonical, to_canonical
 
 # optax's name for what the canonical form calls momentum.
 _OPTAX_NAMES = {"momentum": "trace"}
 
 
-def create(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
     """The recipe's optimizer. Its `update` also takes `learning_rate` () and `bias_corrections` (2,).
 
     Both come from mixer_common in double precision: optax.adam forms 1 − β₂ᵗ in float32, where the first
@@ -35,25 +35,32 @@ def create(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
         decay if recipe.weight_decay and not decoupled else optax.identity(),
         optax.trace(recipe.momentum) if recipe.optimizer == "sgd" else _scale_by_adam(recipe),
         decay if recipe.weight_decay and decoupled else optax.identity(),
-        _descend())
+        _descend(),
+    )
 
 
-def moments(config: MixerConfig, state: Any, frozen: nnx.State,
-            recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
+def moments(
+    config: ModelConfig, state: Any, frozen: nnx.State, recipe: TrainConfig
+) -> dict[str, dict[str, np.ndarray]]:
     """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS.
 
     Those of the `frozen` weights are zero.
     """
     zeros = jax.tree.map(jnp.zeros_like, frozen)
-    return {name: to_canonical(config, nnx.merge_state(optax.tree.get(state, _OPTAX_NAMES.get(name, name)), zeros))
-            for name in MOMENTS[recipe.optimizer]}
+    return {
+        name: to_canonical(config, nnx.merge_state(optax.tree.get(state, _OPTAX_NAMES.get(name, name)), zeros))
+        for name in MOMENTS[recipe.optimizer]
+    }
 
 
-def load_moments(params: nnx.State, state: Any, recipe: TrainConfig,
-                 arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+def load_moments(
+    params: nnx.State, state: Any, recipe: TrainConfig, arrays: Mapping[str, Mapping[str, np.ndarray]]
+) -> Any:
     """The optimizer's state with its moments replaced by canonical arrays; `params`: the weights that learn."""
-    return optax.tree.set(state, **{
-        _OPTAX_NAMES.get(name, name): from_canonical(params, arrays[name]) for name in MOMENTS[recipe.optimizer]})
+    return optax.tree.set(
+        state,
+        **{_OPTAX_NAMES.get(name, name): from_canonical(params, arrays[name]) for name in MOMENTS[recipe.optimizer]},
+    )
 
 
 class AdamState(NamedTuple):
@@ -70,7 +77,8 @@ def _scale_by_adam(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs
         m = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.first_moment, grads)
         v = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second_moment, grads)
         updates = jax.tree.map(
-            lambda m, v: m / bias_corrections[0] / (jnp.sqrt(v) / bias_corrections[1] + epsilon), m, v)
+            lambda m, v: m / bias_corrections[0] / (jnp.sqrt(v) / bias_corrections[1] + epsilon), m, v
+        )
         return updates, AdamState(m, v)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -13,42 +13,36 @@ import optax
 from flax import nnx
 from jax import Array
 
-from mixer_common.config import MixerConfig
-from mixer_common.plan import EpochPlan
-from mixer_common.recipe import TrainConfig
-from mixer_jax import evaluate, optimizer
+from mixer_common.config.model import ModelConfig
+from mixer_common.config.train import TrainConfig
+from mixer_common.plan.epoch import EpochPlan
+from mixer_jax import optimizer
 from mixer_jax.augment import augment, of_step
-from mixer_jax.compiling import compiler_options
-from mixer_jax.evaluate import WEIGHTS_DTYPE, forward
-from mixer_jax.model import create, to_canonical
+from mixer_jax.device import WEIGHTS_DTYPE
+from mixer_jax.forward import forward, logits
+from mixer_jax.model import build_model, to_canonical
+from mixer_jax.xla import compiler_options
 
 
-def loss(logits: Array, labels: Array, label_smoothing: float, label_weight: Array | None = None,
-         partners: Array | None = None) -> Array:
+def loss(
+    logits: Array,
+    labels: Array,
+    label_smoothing: float,
+    label_weight: Array | None = None,
+    partners: Array | None = None,
+) -> Array:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
     `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what an image's label
     counts for, and that of its partner, in `partners` (B,), for the rest."""
     if label_weight is not None:
-        return (label_weight * loss(logits, labels, label_smoothing)
-                + (1 - label_weight) * loss(logits, partners, label_smoothing))
+        return label_weight * loss(logits, labels, label_smoothing) + (1 - label_weight) * loss(
+            logits, partners, label_smoothing
+        )
     log_probabilities = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
     if label_smoothing == 0:
         return nll
     return (1 - label_smoothing) * nll - label_smoothing * log_probabilities.mean()
-
-
-def gradients_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray,
-                         labels: np.ndarray, precision: str, device: jax.Device) -> dict[str, np.ndarray]:
-    """Canonical gradients of the mean cross-entropy of uint8 images (B, H, W, 3), nothing dropped."""
-    graphdef, params = nnx.split(create(config, weights, device, WEIGHTS_DTYPE[precision]))
-
-    @jax.jit
-    @jax.grad
-    def run(params: nnx.State, images: Array, labels: Array) -> Array:
-        return loss(forward(nnx.merge(graphdef, params), images, None, precision), labels, 0.0)
-
-    return to_canonical(config, run(params, images, labels))
 
 
 class Trainer:
@@ -58,20 +52,31 @@ class Trainer:
     caller likes per dispatch, in one loop that is compiled once for the whole run.
     """
 
-    def __init__(self, config: MixerConfig, recipe: TrainConfig, weights: Mapping[str, np.ndarray],
-                 images: np.ndarray, labels: np.ndarray,
-                 moments: Mapping[str, Mapping[str, np.ndarray]] | None = None, step: int = 0,
-                 device: jax.Device | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        recipe: TrainConfig,
+        weights: Mapping[str, np.ndarray],
+        images: np.ndarray,
+        labels: np.ndarray,
+        moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        step: int = 0,
+        device: jax.Device | None = None,
+    ):
         """weights: canonical, the model's; moments: by recipe.moment_names; both as they are after `step` steps;
         images: uint8 (N, H, W, 3)."""
         self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
         learns = (lambda path, value: path[0] == "head") if recipe.freeze_backbone else nnx.Param
         trained = weights if moments is None else moments.get("trained_weights", weights)
         self.graphdef, self.params, self.frozen = nnx.split(
-            create(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision]), learns, ...)
-        self.average = None if not recipe.ema_decay else nnx.state(
-            create(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision]), learns)
-        self.optimizer = optimizer.create(recipe)
+            build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision]), learns, ...
+        )
+        self.average = (
+            None
+            if not recipe.ema_decay
+            else nnx.state(build_model(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision]), learns)
+        )
+        self.optimizer = optimizer.make_optimizer(recipe)
         opt_state = self.optimizer.init(self.params)
         if moments is not None:
             opt_state = optimizer.load_moments(self.params, opt_state, recipe, moments)
@@ -83,13 +88,20 @@ class Trainer:
     def begin_epoch(self, plan: EpochPlan) -> None:
         """Hands the epoch's numbers to the device."""
         dtype = WEIGHTS_DTYPE[self.recipe.precision]
-        self.plan = jax.device_put({
-            "indices": plan.indices, "learning_rates": plan.learning_rates.astype(dtype),
-            "bias_corrections": plan.bias_corrections.astype(dtype),
-            "ema_rates": None if plan.ema_rates is None else plan.ema_rates.astype(dtype),
-            "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype),
-            "augmentation": {name: rows.astype(dtype) if rows.dtype == np.float64 else rows
-                             for name, rows in plan.augmentation.items()}}, self.device)
+        self.plan = jax.device_put(
+            {
+                "indices": plan.indices,
+                "learning_rates": plan.learning_rates.astype(dtype),
+                "bias_corrections": plan.bias_corrections.astype(dtype),
+                "ema_rates": None if plan.ema_rates is None else plan.ema_rates.astype(dtype),
+                "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype),
+                "augmentation": {
+                    name: rows.astype(dtype) if rows.dtype == np.float64 else rows
+                    for name, rows in plan.augmentation.items()
+                },
+            },
+            self.device,
+        )
         self.losses = jnp.zeros(plan.steps, dtype, device=self.device)
 
     def train(self, first: int, last: int) -> np.ndarray:
@@ -100,8 +112,14 @@ class Trainer:
     def dispatch(self, first: int, last: int) -> None:
         """Starts steps `first` to `last` - 1 of the epoch and does not wait for them; `losses` will hold theirs."""
         self.params, self.opt_state, self.average, self.losses = self._run(
-            (self.params, self.opt_state, self.average, self.losses), self.frozen, self.images, self.labels, self.plan,
-            first, last)
+            (self.params, self.opt_state, self.average, self.losses),
+            self.frozen,
+            self.images,
+            self.labels,
+            self.plan,
+            first,
+            last,
+        )
 
     def augmented(self, i: int) -> np.ndarray:
         """The images of step `i` of the epoch as they are trained on: bytes (B, H, W, 3), as real numbers."""
@@ -110,7 +128,7 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return evaluate.logits(nnx.merge(self.graphdef, self._judged, self.frozen), images, self.recipe.precision)
+        return logits(nnx.merge(self.graphdef, self._judged, self.frozen), images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The model's weights, canonical: where there is an average, that."""
@@ -127,8 +145,9 @@ class Trainer:
     def _judged(self) -> nnx.State:
         return self.params if self.average is None else self.average
 
-    def _steps(self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array,
-               last: Array) -> tuple:
+    def _steps(
+        self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array, last: Array
+    ) -> tuple:
         # A loop with bounds that it is told at run time: one program serves every chunk, so a run's bits do
         # not depend on where it was cut into dispatches, or interrupted.
         return jax.lax.fori_loop(first, last, partial(self._step, frozen, images, labels, plan), state)
@@ -139,24 +158,37 @@ class Trainer:
         drop_path = None if plan["drop_path"] is None else plan["drop_path"][i]
         augmented = augment(images[batch], draws, WEIGHTS_DTYPE[self.recipe.precision])
 
-        def objective(params: nnx.State, images: Array, labels: Array, partners: Array,
-                      drop_path: Array | None) -> Array:
+        def objective(
+            params: nnx.State, images: Array, labels: Array, partners: Array, drop_path: Array | None
+        ) -> Array:
             logits = forward(nnx.merge(self.graphdef, params, frozen), images, drop_path, self.recipe.precision)
             return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"), partners)
 
-        value, grads = _mean_over_parts(objective, self.recipe.accumulation, params, augmented, labels[batch],
-                                        labels[batch][::-1], drop_path)
+        value, grads = _mean_over_parts(
+            objective, self.recipe.accumulation, params, augmented, labels[batch], labels[batch][::-1], drop_path
+        )
         updates, opt_state = self.optimizer.update(
-            grads, opt_state, params, learning_rate=plan["learning_rates"][i],
-            bias_corrections=plan["bias_corrections"][i])
+            grads,
+            opt_state,
+            params,
+            learning_rate=plan["learning_rates"][i],
+            bias_corrections=plan["bias_corrections"][i],
+        )
         params = optax.apply_updates(params, updates)
         if average is not None:
             average = jax.tree.map(lambda e, w: e + plan["ema_rates"][i] * (w - e), average, params)
         return params, opt_state, average, losses.at[i].set(value)
 
 
-def _mean_over_parts(objective: Callable[..., Array], count: int, params: nnx.State, images: Array, labels: Array,
-                     partners: Array, drop_path: Array | None) -> tuple[Array, nnx.State]:
+def _mean_over_parts(
+    objective: Callable[..., Array],
+    count: int,
+    params: nnx.State,
+    images: Array,
+    labels: Array,
+    partners: Array,
+    drop_path: Array | None,
+) -> tuple[Array, nnx.State]:
     """Loss and gradients of a batch, worked off in `count` equal parts one after another."""
     if count == 1:
         return jax.value_and_grad(objective)(params, images, labels, partners, drop_path)

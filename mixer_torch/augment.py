@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixer_common.augment import GREY
+from mixer_common.plan.augmentation import GREY
 
 
 def of_step(draws: dict[str, Tensor], i: int) -> dict[str, Tensor]:
@@ -17,7 +17,7 @@ def of_step(draws: dict[str, Tensor], i: int) -> dict[str, Tensor]:
 
 
 def augment(images: Tensor, draws: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """Bytes (B, H, W, 3) as real numbers in `dtype` from uint8 ones; draws: one step's (mixer_common.augment.draw)."""
+    """Bytes (B, H, W, 3) as real numbers in `dtype` from uint8 ones; draws: one step's."""
     if "corner" in draws:
         images = crop(images, draws["corner"], draws["flip"])
     values = images.to(dtype)
@@ -101,8 +101,8 @@ def warp(values: Tensor, affine: Tensor) -> Tensor:
     batch = torch.arange(B, device=values.device)[:, None, None]
     place = (batch * (H + 1) + top.to(torch.int32) + 1) * (W + 1) + left.to(torch.int32) + 1
     corners = cells.reshape(-1, 4 * C)[place]
-    upper = (1 - u) * corners[..., :C] + u * corners[..., C:2 * C]
-    lower = (1 - u) * corners[..., 2 * C:3 * C] + u * corners[..., 3 * C:]
+    upper = (1 - u) * corners[..., :C] + u * corners[..., C : 2 * C]
+    lower = (1 - u) * corners[..., 2 * C : 3 * C] + u * corners[..., 3 * C :]
     return (1 - v) * upper + v * lower
 
 

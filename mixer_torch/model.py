@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_common.config import MixerConfig, weight_shapes
-from mixer_common.weights import check_weights
+from mixer_common.config.model import ModelConfig, weight_shapes
+from mixer_common.weights.canonical import check_weights
 
 Record = Callable[[str, Tensor], None]
 
@@ -23,7 +23,7 @@ def ignore(name: str, value: Tensor) -> None:
 class Stem(nn.Conv2d):
     """Patch embedding: a convolution whose kernel is its stride, (B, H, W, 3) -> (B, S, C)."""
 
-    def __init__(self, config: MixerConfig):
+    def __init__(self, config: ModelConfig):
         super().__init__(3, config.hidden_dim, config.patch_size, stride=config.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -70,13 +70,12 @@ class LayerNorm(nn.LayerNorm):
 class Block(nn.Module):
     """x + token_mixing(norm(x)), then x + channel_mixing(norm(x)); (B, S, C) -> (B, S, C)."""
 
-    def __init__(self, config: MixerConfig):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         C, S, epsilon = config.hidden_dim, config.num_patches, config.layer_norm_epsilon
         tutorial = config.block == "tutorial"
         self.token_norm = LayerNorm(S if tutorial else C, epsilon, over_tokens=tutorial)
-        self.token_mixing = Mlp(C if tutorial else S, config.tokens_mlp_dim, config.gelu,
-                                over_tokens=not tutorial)
+        self.token_mixing = Mlp(C if tutorial else S, config.tokens_mlp_dim, config.gelu, over_tokens=not tutorial)
         self.channel_norm = LayerNorm(C, epsilon)
         self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
 
@@ -91,9 +90,9 @@ class Block(nn.Module):
 
 
 class Mixer(nn.Module):
-    """The whole model. Its weights start as PyTorch's defaults; `create` loads the common start instead."""
+    """The whole model. Its weights start as PyTorch's defaults; `build_model` loads the common start instead."""
 
-    def __init__(self, config: MixerConfig):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.stem = Stem(config)
@@ -105,7 +104,7 @@ class Mixer(nn.Module):
         """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
 
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
-        mixer_common.sampling.drop_path_scales); None keeps all, as in evaluation.
+        mixer_common.plan.drop_paths.drop_path_scales); None keeps all, as in evaluation.
         record: called with the name and value of every activation in network order
         (mixer_common.config.activation_names).
         """
@@ -122,15 +121,24 @@ class Mixer(nn.Module):
         return logits
 
 
-def create(config: MixerConfig, weights: Mapping[str, np.ndarray], device: torch.device | str = "cpu",
-           dtype: torch.dtype | None = None) -> Mixer:
+def build_model(
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Mixer:
     """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
     check_weights(weights, weight_shapes(config), "the set of weights")
     with torch.device("meta"):
         model = Mixer(config)
     # Contiguous, because torch.tensor keeps the strides of a transposed view.
-    model.load_state_dict({name: torch.tensor(np.ascontiguousarray(array), device=device, dtype=dtype)
-                           for name, array in weights.items()}, assign=True)
+    model.load_state_dict(
+        {
+            name: torch.tensor(np.ascontiguousarray(array), device=device, dtype=dtype)
+            for name, array in weights.items()
+        },
+        assign=True,
+    )
     return model.requires_grad_()
 
 

@@ -1,4 +1,4 @@
-"""Adam, AdamW and SGD with momentum; mixer_common.recipe has the formulas.
+"""Adam, AdamW and SGD with momentum; mixer_common/config/train.py has the formulas.
 
 Twin of mixer_jax/optimizer.py.
 """
@@ -9,50 +9,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_common.recipe import MOMENTS, TrainConfig
+from mixer_common.config.train import MOMENTS, TrainConfig
 from mixer_torch.model import Mixer, to_canonical
 
 # torch.optim's names for what the canonical form calls otherwise.
 _TORCH_NAMES = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq", "momentum": "momentum_buffer"}
 
 
-def create(recipe: TrainConfig, model: Mixer) -> torch.optim.Optimizer:
+def make_optimizer(recipe: TrainConfig, model: Mixer) -> torch.optim.Optimizer:
     """The recipe's optimizer, fused, for the weights that learn. `step` below gives it each learning rate."""
     # Arrays of two or more axes decay; biases and norms have one.
     weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
-              {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
+    ]
     if recipe.weight_decay == 0:
         groups = [{"params": weights}]
     # Its learning rate is a placeholder, set before every step.
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=0.0, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_epsilon,
-                weight_decay=0.0, fused=True)
+    return kind(
+        groups, lr=0.0, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_epsilon, weight_decay=0.0, fused=True
+    )
 
 
-def moments(model: Mixer, optimizer: torch.optim.Optimizer,
-            recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
+def moments(model: Mixer, optimizer: torch.optim.Optimizer, recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
     """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS.
 
     Those of weights that do not learn are zero.
     """
-    return {name: to_canonical({
-        weight: optimizer.state[p].get(_TORCH_NAMES[name], torch.zeros_like(p)) if p in optimizer.state
-        else torch.zeros_like(p) for weight, p in model.named_parameters()})
-        for name in MOMENTS[recipe.optimizer]}
+    return {
+        name: to_canonical(
+            {
+                weight: optimizer.state[p].get(_TORCH_NAMES[name], torch.zeros_like(p))
+                if p in optimizer.state
+                else torch.zeros_like(p)
+                for weight, p in model.named_parameters()
+            }
+        )
+        for name in MOMENTS[recipe.optimizer]
+    }
 
 
-def load_moments(model: Mixer, optimizer: torch.optim.Optimizer, recipe: TrainConfig,
-                 arrays: Mapping[str, Mapping[str, np.ndarray]], step: int) -> None:
+def load_moments(
+    model: Mixer,
+    optimizer: torch.optim.Optimizer,
+    recipe: TrainConfig,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    step: int,
+) -> None:
     """Replaces the optimizer's state by canonical moments as they are after `step` steps."""
     for weight, p in model.named_parameters():
         if not p.requires_grad:
             continue
         optimizer.state[p] = {
             _TORCH_NAMES[name]: torch.tensor(arrays[name][weight], dtype=p.dtype, device=p.device)
-            for name in MOMENTS[recipe.optimizer]}
+            for name in MOMENTS[recipe.optimizer]
+        }
         if recipe.optimizer != "sgd":
             optimizer.state[p]["step"] = torch.tensor(float(step), dtype=torch.float32, device=p.device)
 

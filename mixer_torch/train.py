@@ -11,33 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixer_common.config import MixerConfig
-from mixer_common.plan import EpochPlan
-from mixer_common.recipe import TrainConfig
-from mixer_torch import evaluate, optimizer
+from mixer_common.config.model import ModelConfig
+from mixer_common.config.train import TrainConfig
+from mixer_common.plan.epoch import EpochPlan
+from mixer_torch import optimizer
 from mixer_torch.augment import augment, of_step
-from mixer_torch.evaluate import WEIGHTS_DTYPE, forward
-from mixer_torch.model import Mixer, create, to_canonical
+from mixer_torch.device import WEIGHTS_DTYPE
+from mixer_torch.forward import forward, logits
+from mixer_torch.model import Mixer, build_model, to_canonical
 
 
-def loss(logits: Tensor, labels: Tensor, label_smoothing: float, label_weight: Tensor | None = None,
-         partners: Tensor | None = None) -> Tensor:
+def loss(
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    label_weight: Tensor | None = None,
+    partners: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
     `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what an image's label
     counts for, and that of its partner, in `partners` (B,), for the rest."""
     if label_weight is not None:
-        return (label_weight * loss(logits, labels, label_smoothing)
-                + (1 - label_weight) * loss(logits, partners, label_smoothing))
+        return label_weight * loss(logits, labels, label_smoothing) + (1 - label_weight) * loss(
+            logits, partners, label_smoothing
+        )
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
-def gradients_of_weights(config: MixerConfig, weights: Mapping[str, np.ndarray], images: np.ndarray,
-                         labels: np.ndarray, precision: str, device: torch.device) -> dict[str, np.ndarray]:
-    """Canonical gradients of the mean cross-entropy of uint8 images (B, H, W, 3), nothing dropped."""
-    model = create(config, weights, device, WEIGHTS_DTYPE[precision])
-    logits = forward(model, torch.from_numpy(images).to(device), None, precision)
-    loss(logits, torch.from_numpy(labels.astype(np.int64)).to(device), 0.0).backward()
-    return to_canonical({name: p.grad for name, p in model.named_parameters()})
 
 
 class Trainer:
@@ -46,23 +44,32 @@ class Trainer:
     Eager by default; `compiled` runs the forward and backward passes through torch.compile.
     """
 
-    def __init__(self, config: MixerConfig, recipe: TrainConfig, weights: Mapping[str, np.ndarray],
-                 images: np.ndarray, labels: np.ndarray,
-                 moments: Mapping[str, Mapping[str, np.ndarray]] | None = None, step: int = 0,
-                 device: torch.device | str = "cpu", compiled: bool = False):
+    def __init__(
+        self,
+        config: ModelConfig,
+        recipe: TrainConfig,
+        weights: Mapping[str, np.ndarray],
+        images: np.ndarray,
+        labels: np.ndarray,
+        moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        step: int = 0,
+        device: torch.device | str = "cpu",
+        compiled: bool = False,
+    ):
         """weights: canonical, the model's; moments: by recipe.moment_names; both as they are after `step` steps;
         images: uint8 (N, H, W, 3)."""
         self.config, self.recipe, self.device = config, recipe, torch.device(device)
         trained = weights if moments is None else moments.get("trained_weights", weights)
-        self.model = create(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision])
-        self.average = None if not recipe.ema_decay else create(
-            config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        self.model = build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision])
+        self.average = (
+            None if not recipe.ema_decay else build_model(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision])
+        )
         if recipe.freeze_backbone:
             self.model.requires_grad_(False).head.requires_grad_()
         if self.average is not None:
             learning = [name for name, p in self.model.named_parameters() if p.requires_grad]
             self._averaged = [[model.get_parameter(name) for name in learning] for model in (self.average, self.model)]
-        self.optimizer = optimizer.create(recipe, self.model)
+        self.optimizer = optimizer.make_optimizer(recipe, self.model)
         if moments is not None:
             optimizer.load_moments(self.model, self.optimizer, recipe, moments, step)
         self.images = torch.from_numpy(images).to(self.device)
@@ -76,8 +83,10 @@ class Trainer:
         self.learning_rates = plan.learning_rates.tolist()
         self.ema_rates = None if plan.ema_rates is None else plan.ema_rates.tolist()
         self.drop_path = None if plan.drop_path is None else torch.from_numpy(plan.drop_path).to(self.device, dtype)
-        self.augmentation = {name: torch.from_numpy(rows).to(self.device, dtype if rows.dtype == np.float64 else None)
-                             for name, rows in plan.augmentation.items()}
+        self.augmentation = {
+            name: torch.from_numpy(rows).to(self.device, dtype if rows.dtype == np.float64 else None)
+            for name, rows in plan.augmentation.items()
+        }
 
     def train(self, first: int, last: int) -> np.ndarray:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
@@ -90,7 +99,7 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return evaluate.logits(self._judged, images, self.recipe.precision)
+        return logits(self._judged, images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The model's weights, canonical: where there is an average, that."""
@@ -107,8 +116,9 @@ class Trainer:
     def _judged(self) -> Mixer:
         return self.model if self.average is None else self.average
 
-    def _objective(self, draws: dict[str, Tensor], images: Tensor, labels: Tensor, partners: Tensor,
-                   drop_path: Tensor | None) -> Tensor:
+    def _objective(
+        self, draws: dict[str, Tensor], images: Tensor, labels: Tensor, partners: Tensor, drop_path: Tensor | None
+    ) -> Tensor:
         augmented = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
         logits = forward(self.model, augmented, drop_path, self.recipe.precision)
         return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"), partners)
@@ -121,8 +131,9 @@ class Trainer:
             images = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
             draws = {name: value for name, value in draws.items() if name == "label_weight"}
         self.optimizer.zero_grad()
-        value = _mean_over_parts(partial(self._objective, draws), self.recipe.accumulation, images, labels,
-                                 labels.flip(0), drop_path)
+        value = _mean_over_parts(
+            partial(self._objective, draws), self.recipe.accumulation, images, labels, labels.flip(0), drop_path
+        )
         optimizer.step(self.optimizer, self.recipe, self.learning_rates[i])
         if self.average is not None:
             average, weights = self._averaged
@@ -131,8 +142,14 @@ class Trainer:
         return value
 
 
-def _mean_over_parts(objective: Callable[..., Tensor], count: int, images: Tensor, labels: Tensor, partners: Tensor,
-                     drop_path: Tensor | None) -> Tensor:
+def _mean_over_parts(
+    objective: Callable[..., Tensor],
+    count: int,
+    images: Tensor,
+    labels: Tensor,
+    partners: Tensor,
+    drop_path: Tensor | None,
+) -> Tensor:
     """Loss of a batch, worked off in `count` equal parts one after another; adds the gradients to the weights'."""
     if count == 1:
         value = objective(images, labels, partners, drop_path)

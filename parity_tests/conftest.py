@@ -8,16 +8,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the core
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
+from helpers import SCRIPTS
 
 from mixer_common.data import Dataset, load_dataset
 from mixer_common.errors import UserError
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +40,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def cifar10() -> Dataset:
     """The real CIFAR-10 where it is at hand or can be downloaded; else the test is skipped with the reason."""
-    from mixer_torch.data import download_cifar10
+    from mixer_torch.download import download_cifar10
 
     try:
         return load_dataset("cifar10", None, download_cifar10)
@@ -64,12 +61,3 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return int(stop.value.code or 0), captured.out, captured.err
 
     return run
-
-
-def random_weights(config, seed: int = 0) -> dict[str, np.ndarray]:
-    """The common start, shaken, so that no weight is zero and every path matters."""
-    from mixer_common.init import initial_weights
-
-    random = np.random.default_rng(seed)
-    return {name: (array + 0.05 * random.standard_normal(array.shape)).astype(np.float32)
-            for name, array in initial_weights(config, seed).items()}

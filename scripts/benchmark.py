@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mixer_common.benchmark import IMPLEMENTATIONS, Benchmark, measure
-from mixer_common.benchmark_report import check_output, introduce, report
-from mixer_common.cli import one_of, parse
-from mixer_common.config import MODELS
+from mixer_bench.report import check_output, introduce, report
+from mixer_bench.session import measure
+from mixer_bench.settings import IMPLEMENTATIONS, Benchmark
+from mixer_common.config.fields import by_name
+from mixer_common.config.presets import MODELS, RECIPES
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
-from mixer_common.fields import by_name
-from mixer_common.recipe import RECIPES
-from mixer_common.sampling import steps_in_epoch
+from mixer_common.options import one_of, parse
+from mixer_common.plan.batches import steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,13 @@ class Arguments:
     """How many turns each implementation has."""
     seconds: float = 2.0
     """How long a turn is, about; at least one step."""
-    only: Annotated[tuple[str, ...], tyro.conf.arg(
-        help=f"Some of {one_of(IMPLEMENTATIONS)}; the outputs of all are compared with the first one's. "
-             "Default: all.")] = ()
+    only: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Some of {one_of(IMPLEMENTATIONS)}; the outputs of all are compared with the first one's. "
+            "Default: all."
+        ),
+    ] = ()
     json: Path | None = None
     """Write all figures to this file, too."""
     plot: Path | None = None
@@ -62,13 +66,20 @@ def main() -> None:
     for path in (arguments.json, arguments.plot):
         if path:
             check_output(path)
-    from mixer_torch.data import download_cifar10
+    from mixer_torch.download import download_cifar10
 
     dataset = load_dataset(arguments.dataset, arguments.data_dir, download_cifar10)
     steps_in_epoch(len(dataset.train_images), recipe.batch_size)
     benchmark = Benchmark(
-        arguments.model, replace(config, num_classes=len(dataset.class_names)), recipe, arguments.mode,
-        arguments.device, arguments.seconds, arguments.rounds, arguments.only or tuple(IMPLEMENTATIONS))
+        arguments.model,
+        replace(config, num_classes=len(dataset.class_names)),
+        recipe,
+        arguments.mode,
+        arguments.device,
+        arguments.seconds,
+        arguments.rounds,
+        arguments.only or tuple(IMPLEMENTATIONS),
+    )
     introduce(benchmark, dataset)
     report(measure(benchmark, dataset), arguments.json, arguments.plot)
 

@@ -17,26 +17,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mixer_common import checkpoint
-from mixer_common.cli import import_framework, parse
-from mixer_common.compare import (
-    Comparison,
-    LayerError,
-    Side,
-    describe_losses,
-    forward_bounds,
-    gradient_bound,
-    gradient_scales,
-    layer_errors,
-)
-from mixer_common.config import model_name
+from mixer_common.comparison.bounds import forward_bounds, gradient_bound, gradient_scales
+from mixer_common.comparison.diagnosis import Computed, describe_weights, likely_cause
+from mixer_common.comparison.differences import Comparison, LayerDifference, Side, describe_losses, layer_differences
+from mixer_common.config.presets import model_name
 from mixer_common.data import load_dataset
-from mixer_common.diagnosis import Computed, describe_weights, likely_cause
 from mixer_common.errors import UserError, run_script
-from mixer_common.runlog import read_losses
-from mixer_common.sampling import generator
-from mixer_common.weight_files import load_weights
-from mixer_common.weights import ModelWeights, describe_assumed
+from mixer_common.options import parse
+from mixer_common.plan.random import generator
+from mixer_common.runs import checkpoint
+from mixer_common.runs.folder import read_losses
+from mixer_common.training.interface import load_framework
+from mixer_common.weights.canonical import ModelWeights, describe_assumed
+from mixer_common.weights.files import load_weights
 
 
 @dataclass(frozen=True)
@@ -77,11 +70,10 @@ def main() -> int:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     opened = [open_side(arguments.a, "jax"), open_side(arguments.b, "torch")]
-    frameworks = {name: import_framework(name) for name in dict.fromkeys(framework for framework, _, _ in opened)}
-    devices = {name: framework.prepare(arguments.device, arguments.precision)
-               for name, framework in frameworks.items()}
+    frameworks = {name: load_framework(name) for name in dict.fromkeys(framework for framework, _, _ in opened)}
+    devices = {name: framework.prepare(arguments.device, arguments.precision) for name, framework in frameworks.items()}
     dataset = load_dataset(arguments.dataset, arguments.data_dir, next(iter(frameworks.values())).download)
-    images, labels = dataset.test_images[:arguments.images].copy(), dataset.test_labels[:arguments.images]
+    images, labels = dataset.test_images[: arguments.images].copy(), dataset.test_labels[: arguments.images]
     words = f"{len(images)} test images of {dataset.source}" if len(images) > 1 else f"a test image of {dataset.source}"
     if (images == images[..., :1]).all():  # or colours in the wrong order would not show
         images[-1] = generator(0, 0, "noise").integers(0, 256, images[-1].shape)
@@ -94,11 +86,13 @@ def main() -> int:
         side = replace(side, runs_in=f"{name} {framework.versions[name]} on {framework.describe(device)}")
         print(f"{letter}          {side.name}: {side.what}; {side.runs_in}", flush=True)
         given = weights.config, weights.arrays, images
-        computed.append(Computed(weights.config, weights.arrays,
-                                 framework.activations(*given, arguments.precision, device)))
+        computed.append(
+            Computed(weights.config, weights.arrays, framework.activations(*given, arguments.precision, device))
+        )
         if arguments.gradients:
-            gradients.append(framework.gradients(*given, labels % weights.config.num_classes, arguments.precision,
-                                                 device))
+            gradients.append(
+                framework.gradients(*given, labels % weights.config.num_classes, arguments.precision, device)
+            )
         print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
         sides.append(side)
     comparison = compare(arguments, sides, computed, gradients, words, images)
@@ -129,24 +123,39 @@ def _sizes(weights: ModelWeights) -> str:
     return f"{model_name(weights.config)}, {weights.config.num_parameters:,} parameters"
 
 
-def compare(arguments: Arguments, sides: list[Side], computed: list[Computed],
-            gradients: list[dict[str, np.ndarray]], images: str, pictures: np.ndarray) -> Comparison:
+def compare(
+    arguments: Arguments,
+    sides: list[Side],
+    computed: list[Computed],
+    gradients: list[dict[str, np.ndarray]],
+    images: str,
+    pictures: np.ndarray,
+) -> Comparison:
     a, b = computed
     bounds = forward_bounds(a.config, arguments.precision)
     bound = gradient_bound(a.config, arguments.precision, len(pictures))
     if arguments.tolerance is not None:
         bounds, bound = dict.fromkeys(bounds, arguments.tolerance), arguments.tolerance
     comparison = Comparison(
-        *sides, images, arguments.precision, describe_weights(a, b),
-        layer_errors(b.activations, a.activations, bounds),
-        layer_errors(gradients[1], gradients[0], dict.fromkeys(gradients[0], bound), gradient_scales(gradients[0]))
-        if gradients else (), arguments.tolerance)
+        *sides,
+        images,
+        arguments.precision,
+        describe_weights(a, b),
+        layer_differences(b.activations, a.activations, bounds),
+        layer_differences(gradients[1], gradients[0], dict.fromkeys(gradients[0], bound), gradient_scales(gradients[0]))
+        if gradients
+        else (),
+        arguments.tolerance,
+    )
     first = comparison.first
     if first in comparison.activations:
         return replace(comparison, cause=likely_cause(first, a, b, pictures))
     if first:
-        return replace(comparison, cause="Every activation agrees, so the way back differs: a derivative rule, "
-                       "the loss, or the precision of a sum over images and patches.")
+        return replace(
+            comparison,
+            cause="Every activation agrees, so the way back differs: a derivative rule, "
+            "the loss, or the precision of a sum over images and patches.",
+        )
     return comparison
 
 
@@ -158,17 +167,22 @@ def report(comparison: Comparison, arguments: Arguments) -> None:
             console.print(table(title, errors, comparison.first))
     first, runs = comparison.first, (comparison.a.step_losses, comparison.b.step_losses)
     if first:
-        print(f"They part at {first.name}: {_figure(first)}, where rounding explains {first.bound:.1e}."
-              if arguments.tolerance is None else
-              f"They part at {first.name}: {_figure(first)}, with a tolerance of {first.bound:g}.")
+        print(
+            f"They part at {first.name}: {_figure(first)}, where rounding explains {first.bound:.1e}."
+            if arguments.tolerance is None
+            else f"They part at {first.name}: {_figure(first)}, with a tolerance of {first.bound:g}."
+        )
         print(comparison.cause)
     else:
         worst = max((*comparison.activations, *comparison.gradients), key=lambda error: error.ratio)
-        print(f"They agree: the largest error beside its bound is {worst.max_error:.1e}, at {worst.name}; rounding "
-              f"explains {worst.bound:.1e} there." if arguments.tolerance is None else
-              f"They agree: the largest error is {worst.max_error:.1e}, at {worst.name}.")
+        print(
+            f"They agree: the largest error beside its bound is {worst.max_error:.1e}, at {worst.name}; rounding "
+            f"explains {worst.bound:.1e} there."
+            if arguments.tolerance is None
+            else f"They agree: the largest error is {worst.max_error:.1e}, at {worst.name}."
+        )
     if all(losses is not None for losses in runs):
-        from mixer_common import plots
+        from mixer_common.comparison import pictures
 
         names = comparison.a.name, comparison.b.name
         picture = arguments.picture
@@ -176,16 +190,16 @@ def report(comparison: Comparison, arguments: Arguments) -> None:
             short = (Path(name.removeprefix("jax:").removeprefix("torch:")).name for name in names)
             picture = Path("runs") / f"{'-and-'.join(short)}.png"
             picture.parent.mkdir(exist_ok=True)
-        plots.loss_curves(*runs, names, picture)
+        pictures.loss_curves(*runs, names, picture)
         print(f"Losses     {describe_losses(*runs)}\n           {picture}")
     if arguments.html:
-        from mixer_common.report import write_page
+        from mixer_common.comparison.page import write_page
 
         write_page(comparison, arguments.html)
         print(f"Page       {arguments.html}")
 
 
-def table(title: str, errors: tuple[LayerError, ...], first: LayerError | None) -> Table:
+def table(title: str, errors: tuple[LayerDifference, ...], first: LayerDifference | None) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", no_wrap=True)
     for heading in ("max error", "L2 error", "bound"):
@@ -193,12 +207,16 @@ def table(title: str, errors: tuple[LayerError, ...], first: LayerError | None) 
     table.add_column("")
     for error in errors:
         mark = "<-- first" if error is first else "past" if error.past else ""
-        table.add_row(error.name, *(f"{value:.1e}" for value in (error.max_error, error.l2_error, error.bound)),
-                      f"{mark} {error.note}".strip(), style="bold red" if error is first else None)
+        table.add_row(
+            error.name,
+            *(f"{value:.1e}" for value in (error.max_error, error.l2_error, error.bound)),
+            f"{mark} {error.note}".strip(),
+            style="bold red" if error is first else None,
+        )
     return table
 
 
-def _figure(error: LayerError) -> str:
+def _figure(error: LayerDifference) -> str:
     return error.note or f"largest error {error.max_error:.1e}"
 
 

@@ -11,10 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mixer_common import checkpoint, metrics, plots
-from mixer_common.cli import load_framework, parse
+from mixer_common import files
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
+from mixer_common.options import parse
+from mixer_common.runs import checkpoint, pictures
+from mixer_common.training import metrics
+from mixer_common.training.interface import load_framework
 
 
 @dataclass(frozen=True)
@@ -37,45 +40,57 @@ def main() -> None:
     arguments = parse(Arguments, __doc__)
     state = checkpoint.load_run(arguments.run)
     config = state.config
-    print(f"Run      {arguments.run}: {config.model_name}, step {state.progress.step:,}, trained on "
-          f"{config.dataset_source}", flush=True)
-    framework = load_framework(arguments.framework, state)
+    print(
+        f"Run      {arguments.run}: {config.model_name}, step {state.progress.step:,}, trained on "
+        f"{config.dataset_source}",
+        flush=True,
+    )
+    framework = load_framework(state.last_framework if arguments.framework == "auto" else arguments.framework)
     device = framework.prepare(arguments.device, config.train.precision)
     dataset = load_dataset(config.dataset, arguments.data_dir, framework.download)
     if dataset.class_names != config.class_names:
-        raise UserError(f"{arguments.run} was trained on the classes {', '.join(config.class_names)}, but "
-                        f"{dataset.source} has {', '.join(dataset.class_names)}: name its data with --data-dir.")
+        raise UserError(
+            f"{arguments.run} was trained on the classes {', '.join(config.class_names)}, but "
+            f"{dataset.source} has {', '.join(dataset.class_names)}: name its data with --data-dir."
+        )
     print(f"Data     {dataset.source}: {len(dataset.test_images):,} test images")
     if dataset.fingerprint != config.dataset_fingerprint:
         print("         *** not the copy of the data set that the run was trained on ***")
-    print(f"Runs in  {framework.name} {framework.versions[framework.name]} on {framework.describe(device)}",
-          flush=True)
+    print(f"Runs in  {framework.name} {framework.versions[framework.name]} on {framework.describe(device)}", flush=True)
     start = time.perf_counter()
     logits = framework.logits(config.model, state.weights, dataset.test_images, config.train.precision, device)
     seconds = time.perf_counter() - start
     matrix = metrics.confusion_matrix(logits, dataset.test_labels)
     by_class = matrix.diagonal() / matrix.sum(axis=1).clip(1)
     figures = {
-        "run": str(arguments.run), "framework": framework.name, "dataset": dataset.name,
-        "dataset_source": dataset.source, "step": state.progress.step, "test_images": len(logits),
+        "run": str(arguments.run),
+        "framework": framework.name,
+        "dataset": dataset.name,
+        "dataset_source": dataset.source,
+        "step": state.progress.step,
+        "test_images": len(logits),
         "test_accuracy": metrics.accuracy(logits, dataset.test_labels),
         "test_loss": metrics.cross_entropy(logits, dataset.test_labels),
         "class_accuracy": dict(zip(dataset.class_names, by_class.tolist(), strict=True)),
-        "confusion_matrix": matrix.tolist()}
+        "confusion_matrix": matrix.tolist(),
+    }
 
-    table = Table(title="Confusion matrix: rows are true classes, columns predicted ones", box=SIMPLE_HEAD,
-                  pad_edge=False, collapse_padding=True)
+    table = Table(
+        title="Confusion matrix: rows are true classes, columns predicted ones",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for heading in ("", *(name[:4] for name in dataset.class_names), "accuracy"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row, share in zip(dataset.class_names, matrix, by_class, strict=True):
         table.add_row(name, *map(str, row), f"{share:.1%}")
     Console(highlight=False).print(table)
-    print(f"Test accuracy {figures['test_accuracy']:.2%}, test loss {figures['test_loss']:.4f} "
-          f"({seconds:.1f} s)")
+    print(f"Test accuracy {figures['test_accuracy']:.2%}, test loss {figures['test_loss']:.4f} ({seconds:.1f} s)")
     if arguments.json:
-        checkpoint.replace(arguments.json, (json.dumps(figures, indent=2) + "\n").encode())
+        files.replace_file(arguments.json, (json.dumps(figures, indent=2) + "\n").encode())
     if arguments.picture:
-        plots.confusion(matrix, dataset.class_names, arguments.picture)
+        pictures.confusion(matrix, dataset.class_names, arguments.picture)
 
 
 if __name__ == "__main__":

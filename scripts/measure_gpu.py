@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mixer_common.cli import parse
+from mixer_bench.gpu_session import GOALS, Settings, measure
 from mixer_common.errors import run_script
-from mixer_common.gpu_measurement import GOALS, Settings, measure
-from mixer_common.progress import SECONDS_BETWEEN_LINES
+from mixer_common.options import parse
+from mixer_common.terminal import SECONDS_BETWEEN_LINES
 
 
 def main() -> int:
@@ -51,8 +51,12 @@ def main() -> int:
 
 
 def table(report: dict[str, Any]) -> Table:
-    table = Table(title=f"{report['machine']['device']}, {report['seconds'] / 60:.1f} minutes",
-                  title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"{report['machine']['device']}, {report['seconds'] / 60:.1f} minutes",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for heading in ("", "measured", "goal", "met"):
         table.add_column(heading, no_wrap=heading in ("", "met"))
     for name, part in report["parts"].items():
@@ -70,15 +74,21 @@ def table(report: dict[str, Any]) -> Table:
 
 def _figures(part: dict[str, Any]) -> Iterator[str]:
     for row in part.get("implementations", ()):
-        yield (f"{row['implementation']}: {row['images_per_second']:,.0f} images/s, matmul share "
-               f"{row['matmul_share']:.1%}, batches of {row['batch_size']}")
+        yield (
+            f"{row['implementation']}: {row['images_per_second']:,.0f} images/s, matmul share "
+            f"{row['matmul_share']:.1%}, batches of {row['batch_size']}"
+        )
     trained = part if part.get("curve") else part.get("probe")
     if trained:
-        yield (f"{trained['test_accuracy']:.2%} after {trained['epochs']} of {part['epochs_of_recipe']} epochs, "
-               f"{trained['curve'][-1]['minutes']:.1f} minutes, compilation included")
+        yield (
+            f"{trained['test_accuracy']:.2%} after {trained['epochs']} of {part['epochs_of_recipe']} epochs, "
+            f"{trained['curve'][-1]['minutes']:.1f} minutes, compilation included"
+        )
         if trained["seconds_per_epoch"] is not None:
-            yield (f"{trained['seconds_per_epoch']:.2f} s of training steps an epoch, "
-                   f"{trained['wall_seconds_per_epoch']:.2f} s with evaluation and checkpoint")
+            yield (
+                f"{trained['seconds_per_epoch']:.2f} s of training steps an epoch, "
+                f"{trained['wall_seconds_per_epoch']:.2f} s with evaluation and checkpoint"
+            )
 
 
 if __name__ == "__main__":

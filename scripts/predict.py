@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from mixer_common import checkpoint, metrics
-from mixer_common.cli import load_framework, parse
 from mixer_common.data import load_picture
 from mixer_common.errors import UserError, run_script
+from mixer_common.options import parse
+from mixer_common.runs import checkpoint
+from mixer_common.training import metrics
+from mixer_common.training.interface import load_framework
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ def main() -> None:
     state = checkpoint.load_run(arguments.run)
     config = state.config
     images = np.stack([load_picture(path, config.picture_size) for path in arguments.images])
-    framework = load_framework(arguments.framework, state)
+    framework = load_framework(state.last_framework if arguments.framework == "auto" else arguments.framework)
     device = framework.prepare(arguments.device, config.train.precision)
-    print(f"{config.model_name} trained on {config.dataset_source}, in {framework.name} on "
-          f"{framework.describe(device)}")
+    print(
+        f"{config.model_name} trained on {config.dataset_source}, in {framework.name} on {framework.describe(device)}"
+    )
     logits = framework.logits(config.model, state.weights, images, config.train.precision, device)
     for path, row in zip(arguments.images, np.exp(metrics.log_softmax(logits)), strict=True):
         best = np.argsort(-row, kind="stable")[: arguments.top]

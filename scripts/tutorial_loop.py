@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mixer_common.cli import one_of, parse
-from mixer_common.config import MODELS
+from mixer_common.config.fields import by_name
+from mixer_common.config.presets import MODELS
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
-from mixer_common.fields import by_name
-from mixer_common.init import initial_weights
-from mixer_common.sampling import steps_in_epoch
+from mixer_common.options import one_of, parse
+from mixer_common.plan.batches import steps_in_epoch
+from mixer_common.plan.initial import initial_weights
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def main() -> None:
     print("Starting PyTorch and reading the data ...", flush=True)
     import torch
 
-    from mixer_torch.data import download_cifar10
-    from mixer_torch.framework import describe, prepare
-    from mixer_torch.tutorial_loop import tutorial_loop
+    from mixer_bench.tutorial_loop import tutorial_loop
+    from mixer_torch.device import describe, prepare
+    from mixer_torch.download import download_cifar10
 
     device = prepare(arguments.device, "float32")
     dataset = load_dataset(arguments.dataset, arguments.data_dir, download_cifar10)
@@ -58,17 +58,30 @@ def main() -> None:
     config = replace(config, num_classes=len(dataset.class_names))
     if dataset.notice:
         print(f"\n*** {dataset.notice} ***\n")
-    print(f"MLP-Mixer {arguments.model}, batches of {arguments.batch_size}, {dataset.source}, "
-          f"{describe(device)}, torch {torch.__version__}", flush=True)
+    print(
+        f"MLP-Mixer {arguments.model}, batches of {arguments.batch_size}, {dataset.source}, "
+        f"{describe(device)}, torch {torch.__version__}",
+        flush=True,
+    )
     torch.manual_seed(arguments.seed)
     start = time.perf_counter()
     accuracy = tutorial_loop(
-        config, initial_weights(config, arguments.seed), dataset, arguments.epochs, arguments.batch_size, device,
-        lambda epoch, seconds, loss: print(f"epoch {epoch}/{arguments.epochs}  training loss {loss:.4f}  "
-                                           f"{seconds:.1f} s  {len(dataset.train_images) / seconds:,.0f} images/s",
-                                           flush=True))
-    print(f"Done: {accuracy:.2%} of {len(dataset.test_images):,} test images right; "
-          f"{time.perf_counter() - start:.1f} s in all")
+        config,
+        initial_weights(config, arguments.seed),
+        dataset,
+        arguments.epochs,
+        arguments.batch_size,
+        device,
+        lambda epoch, seconds, loss: print(
+            f"epoch {epoch}/{arguments.epochs}  training loss {loss:.4f}  "
+            f"{seconds:.1f} s  {len(dataset.train_images) / seconds:,.0f} images/s",
+            flush=True,
+        ),
+    )
+    print(
+        f"Done: {accuracy:.2%} of {len(dataset.test_images):,} test images right; "
+        f"{time.perf_counter() - start:.1f} s in all"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from mixer_common.data.dataset import DATASETS, Dataset, default_data_dir, load_dataset
 from mixer_common.data.download import DownloadError, host_answers
 from mixer_common.data.pictures import load_picture
-from mixer_common.data.resize import resize_matrix
 
 __all__ = [
     "DATASETS",
@@ -13,5 +12,4 @@ __all__ = [
     "host_answers",
     "load_dataset",
     "load_picture",
-    "resize_matrix",
 ]

@@ -80,8 +80,15 @@ def load_dataset(name: str, data_dir: Path | None, download: Callable[[Path], No
             reason = failure.reason
     if source is not None:
         (train_images, train_labels), (test_images, test_labels) = source.read()
-        return Dataset("cifar10", f"CIFAR-10, {source.description}",
-                       train_images, train_labels, test_images, test_labels, CLASS_NAMES)
+        return Dataset(
+            "cifar10",
+            f"CIFAR-10, {source.description}",
+            train_images,
+            train_labels,
+            test_images,
+            test_labels,
+            CLASS_NAMES,
+        )
     if name == "cifar10":
         raise UserError(
             f"there is no CIFAR-10 in {data_dir} ({reason}): put it there as Parquet files, "
@@ -95,6 +102,13 @@ def load_dataset(name: str, data_dir: Path | None, download: Callable[[Path], No
 
 def _digits(notice: str | None = None) -> Dataset:
     (train_images, train_labels), (test_images, test_labels) = load_digits()
-    return Dataset("digits", "scikit-learn's bundled handwritten digits, 8x8 upscaled to 32x32",
-                   train_images, train_labels, test_images, test_labels,
-                   tuple(str(digit) for digit in range(10)), notice)
+    return Dataset(
+        "digits",
+        "scikit-learn's bundled handwritten digits, 8x8 upscaled to 32x32",
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        tuple(str(digit) for digit in range(10)),
+        notice,
+    )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mixer_common.data.resize import resize_matrix
+from mixer_common.plan.resize import resize_matrix
 
 IMAGE_SIZE = 32
 

@@ -1,0 +1,68 @@
+"""Dataclasses of numbers and choices: checking them, reading them back, finding them by name."""
+
+import difflib
+from dataclasses import MISSING, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from mixer_common.errors import UserError
+
+T = TypeVar("T")
+
+
+def by_name(kind: str, table: dict[str, T], name: str) -> T:
+    """table[name], or a UserError that lists the names there are."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"unknown {kind} {name!r}{hint}: choose one of {', '.join(table)}.")
+    return table[name]
+
+
+def check_fields(config: Any) -> None:
+    """Checks every field of a dataclass of numbers and Literal choices, or tuples of names, against its annotation."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), field.type
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise UserError(f"{field.name} is {value!r}: choose one of {', '.join(map(str, get_args(kind)))}.")
+        elif isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple of whole numbers
+            if not isinstance(value, kind):
+                raise UserError(f"{field.name} is {value!r}, but must be {' and '.join(kind._fields)}, whole numbers.")
+        elif get_origin(kind) is tuple:
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                raise UserError(f"{field.name} is {value!r}, but must be a list of names.")
+        elif kind is bool and not isinstance(value, bool):
+            raise UserError(f"{field.name} is {value!r}, but must be true or false.")
+        elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UserError(f"{field.name} is {value!r}, but must be a whole number.")
+        elif kind is float and (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or value != value
+            or abs(value) == float("inf")
+        ):
+            raise UserError(f"{field.name} is {value!r}, but must be a finite number.")
+
+
+def from_dict(kind: type[T], values: Any, where: str) -> T:
+    """The dataclass `kind` from what its `asdict` became in JSON; `where` names the file in errors.
+
+    A field with a default may be missing: it is younger than the file.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is missing or no JSON object: it was written by another version or changed.")
+    names = {field.name for field in fields(kind)}
+    required = {field.name for field in fields(kind) if field.default is MISSING}
+    given = set(values)
+    if not required <= given <= names:
+        raise UserError(
+            f"{where} does not hold a {kind.__name__}: missing {sorted(required - given)}, "
+            f"unknown {sorted(given - names)}; it was written by another version or changed."
+        )
+    tuples = {field.name for field in fields(kind) if get_origin(field.type) is tuple}
+    return kind(
+        **{
+            name: tuple(value) if name in tuples and isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )

@@ -1,0 +1,36 @@
+"""Command-line options that several scripts share, and how a script reads its command line."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+Device = Annotated[
+    Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="The processor to compute on; auto: a GPU where there is one.")
+]
+DatasetName = Annotated[
+    str, tyro.conf.arg(help="cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits.")
+]
+DataDir = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."),
+]
+FrameworkName = Annotated[
+    Literal["auto", "jax", "torch"], tyro.conf.arg(help="The framework that computes; auto: the one that trained last.")
+]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """ "a, b or c": for the help of an option that takes one of them."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+def parse(arguments: type[T], description: str) -> T:
+    """The command line as a dataclass of `arguments`; `description` heads its --help."""
+    return tyro.cli(
+        arguments, description=description, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    )

@@ -1,0 +1,134 @@
+"""The command line of the training scripts: dataclasses that tyro reads, on top of the named models and recipes."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from mixer_common.config.fields import by_name
+from mixer_common.config.model import ImageSize, ModelConfig
+from mixer_common.config.presets import MODELS, RECIPE_MODELS, RECIPES, model_name
+from mixer_common.config.train import TrainConfig
+from mixer_common.errors import UserError
+from mixer_common.options import DataDir, DatasetName, Device, one_of
+from mixer_common.runs.checkpoint import RunConfig
+from mixer_common.weights.files import load_weights
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What a training script takes. Every detail of the model and of the recipe can be changed by its name."""
+
+    model: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"{one_of(MODELS)}; its sizes are the defaults below. Where it is left out, the recipe's own."
+        ),
+    ] = "tutorial"
+    recipe: Annotated[str, tyro.conf.arg(help=f"{one_of(RECIPES)}; its settings are the defaults below.")] = "tutorial"
+    dataset: DatasetName = "auto"
+    data_dir: DataDir = None
+    out: Path | None = None
+    """Folder of the run. Default: runs/<framework>-<model>-<dataset>-<seed>."""
+    resume: bool = False
+    """Continue the run in --out, whichever framework began it."""
+    overwrite: bool = False
+    """Delete the run in --out and begin anew."""
+    init_from: Path | None = None
+    """Start from these weights instead of --model: a run, or a file in any format that convert.py reads. Their
+    sizes are the defaults below; --image-size carries them to another size, and a head of another number of
+    classes than the data set's starts anew as zeros."""
+    device: Device = "auto"
+    config: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class TorchTrainArguments(TrainArguments):
+    compile: bool = False
+    """Run the forward and backward passes through torch.compile."""
+
+
+Arguments = TypeVar("Arguments", bound=TrainArguments)
+
+
+def parse_train(kind: type[Arguments], description: str) -> Arguments:
+    """The command line's arguments. The named model or the weights to start from, and the named recipe, or the
+    run to resume, give the defaults."""
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--model")
+    names.add_argument("--recipe")
+    names.add_argument("--out", type=Path)
+    names.add_argument("--init-from", "--init_from", type=Path)  # tyro takes both spellings
+    names.add_argument("--resume", action="store_true")
+    named, _ = names.parse_known_args()
+    if named.init_from and named.resume:
+        raise UserError(
+            "--init-from begins a new run, and --resume continues one, whose weights lie in --out: "
+            "leave one of them out."
+        )
+    if named.init_from and named.model:
+        raise UserError("--init-from brings its own model: leave --model out.")
+    if named.resume and named.out:
+        run = RunConfig.from_json(named.out / "config.json")
+        default = kind(
+            model=run.model_name, recipe=run.recipe_name, dataset=run.dataset, config=run.model, train=run.train
+        )
+    else:
+        recipe = named.recipe or kind.recipe
+        if named.init_from:
+            config = load_weights(named.init_from).config
+            model = model_name(config)
+        else:
+            model = named.model or RECIPE_MODELS.get(recipe, kind.model)
+            config = by_name("model", MODELS, model)
+        default = kind(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
+    # A flag that is on by default can be given, too: a run's own, when it is resumed.
+    return tyro.cli(
+        kind,
+        description=description,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),
+        registry=_registry(),
+        args=_without_image_width(default.config.image_size),
+    )
+
+
+def _registry() -> ConstructorRegistry:
+    """Reads an image size from one number, of a square, or two."""
+    registry = ConstructorRegistry()
+
+    def of_numbers(numbers: list[str]) -> ImageSize:
+        if not 1 <= len(numbers) <= 2:
+            raise ValueError("expected one or two whole numbers")
+        return ImageSize(int(numbers[0]), int(numbers[-1]))
+
+    @registry.primitive_rule
+    def image_size(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if type_info.type is not ImageSize:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="HEIGHT [WIDTH]",
+            instance_from_str=of_numbers,
+            is_instance=lambda value: isinstance(value, ImageSize),
+            str_from_instance=lambda size: [str(side) for side in (size[:1] if size.height == size.width else size)],
+        )
+
+    return registry
+
+
+def _without_image_width(default: ImageSize) -> list[str]:
+    """The command line with --image-width, as version 0.1 had it, written as the second number of --image-size."""
+    sizes = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    sizes.add_argument("--image-width", "--image_width", type=int)
+    given, arguments = sizes.parse_known_args()
+    if given.image_width is None:
+        return sys.argv[1:]
+    sizes.add_argument("--image-size", "--image_size", type=int, default=default.height)
+    given, arguments = sizes.parse_known_args()
+    return [*arguments, "--image-size", str(given.image_size), str(given.image_width or given.image_size)]

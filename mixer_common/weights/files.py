@@ -1,0 +1,139 @@
+"""Models in files and folders: found by their content, written whole or not at all."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixer_common import files
+from mixer_common.config.model import model_config_from_json, weight_shapes
+from mixer_common.errors import UserError
+from mixer_common.weights import containers
+from mixer_common.weights.canonical import ModelWeights, check_weights, state
+from mixer_common.weights.containers import Progress
+from mixer_common.weights.formats import FORMATS, to_format
+from mixer_common.weights.recognition import recognise_weights
+
+# The endings of the files that each format is written to; canonical is a folder.
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "canonical": (),
+    "npz": (".npz",),
+    "msgpack": (".msgpack",),
+    "timm": (".safetensors", ".pth", ".pt", ".bin"),
+    "lucidrains": (".safetensors", ".pth", ".pt", ".bin"),
+}
+_CANONICAL_FILES = {"config.json", "model.safetensors"}
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def load_weights(path: Path, progress: Progress = _silent, **overrides: Any) -> ModelWeights:
+    """The model in a file or folder, whatever it is called: its content tells the container and the format.
+
+    A folder is a run, a checkpoint, or holds model.safetensors; a config.json beside canonical weights
+    tells their model. Files: safetensors, .npz, Flax's msgpack, torch.save's old and new format.
+    The arrays are contiguous. overrides: see weights.from_foreign. Raises UserError where there is no complete
+    Mixer.
+    """
+    if path.is_dir():
+        path = _inside(path)
+    arrays, container = containers.read(path, progress)
+    weights = recognise_weights(arrays, str(path), **overrides)
+    del arrays  # so that each goes when its contiguous copy is there
+    for name in weights.arrays:
+        weights.arrays[name] = np.ascontiguousarray(weights.arrays[name])
+    if weights.format == "npz" and container == "msgpack":
+        return replace(weights, format="msgpack")
+    config_path = path.with_name("config.json")
+    if weights.format == "canonical" and config_path.is_file():
+        config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
+        check_weights(weights.arrays, weight_shapes(config), str(path))
+        return state(replace(weights, config=config, assumed=()), str(path), **overrides)
+    return weights
+
+
+def save_weights(
+    path: Path, weights: ModelWeights, format: str, progress: Progress = _silent, overwrite: bool = False
+) -> None:
+    """Writes the file or, for the canonical format, the folder with config.json and model.safetensors.
+
+    It appears under its name when it is complete, and only then does what lay there go. Raises UserError as
+    check_target and weights.to_foreign do.
+    """
+    check_target(path, format, overwrite)
+    arrays = to_format(weights, format)
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = files.hidden_sibling(path, "new")
+    _remove(new)
+    try:
+        if format == "canonical":
+            new.mkdir()
+            config = {"model": asdict(weights.config)}
+            files.write_file(new / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+            containers.write(new / "model.safetensors", ".safetensors", arrays, progress)
+            files.replace_folder(new, path)
+        else:
+            containers.write(new, path.suffix, arrays, progress)
+            new.replace(path)
+    finally:
+        _remove(new)
+
+
+def check_target(path: Path, format: str, overwrite: bool, source: Path | None = None) -> None:
+    """Raises UserError where `format` cannot be written to `path`, or where that would destroy something else."""
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
+    suffixes = SUFFIXES[format]
+    if suffixes and path.suffix not in suffixes:
+        raise UserError(
+            f"{path} does not end in {' or '.join(suffixes)}, which {format} is written as: give it such a name."
+        )
+    if not suffixes and path.suffix in containers.WRITERS:
+        raise UserError(f"{path} is named like a file, but {format} is written as a folder: leave out {path.suffix}.")
+    if source is not None and path.resolve() == source.resolve():
+        raise UserError(f"{path} is what is converted: choose another name.")
+    if any((parent / "progress.json").exists() for parent in path.resolve().parents):
+        raise UserError(f"{path} lies in a checkpoint, which the next one replaces: choose another folder.")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{path} exists already: replace it with --overwrite, or choose another name.")
+    if source is not None and overlap(path, source):
+        raise UserError(f"{path} is part of what is converted, {source}: choose another name.")
+    if suffixes and not path.is_file():
+        raise UserError(f"{path} is a folder, so --overwrite does not replace it by a file: choose another name.")
+    if not suffixes and not (path.is_dir() and {item.name for item in path.iterdir()} <= _CANONICAL_FILES):
+        raise UserError(
+            f"{path} is no folder of weights alone, so --overwrite does not replace it: choose another name."
+        )
+
+
+def overlap(a: Path, b: Path) -> bool:
+    """Whether one of them is the other, or lies in it."""
+    a, b = a.resolve(), b.resolve()
+    return a == b or a in b.parents or b in a.parents
+
+
+def _inside(folder: Path) -> Path:
+    """The file of weights in a folder; in `old`, where a run was stopped just before its checkpoint's last step."""
+    run = folder / "checkpoint"
+    for place in (folder, run, files.hidden_sibling(run, "old")):
+        if (place / "model.safetensors").is_file():
+            return place / "model.safetensors"
+    raise UserError(
+        f"{folder} holds no weights: expected a run, a checkpoint or another folder with "
+        "model.safetensors; name one of these, or a file of weights."
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

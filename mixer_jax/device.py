@@ -1,0 +1,34 @@
+"""The device and the precision that JAX computes in. Twin of mixer_torch/device.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixer_common.errors import UserError
+from mixer_common.machine import cache_dir, num_threads
+
+WEIGHTS_DTYPE = {"float32": np.float32, "bfloat16": np.float32, "float64": np.float64}
+COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+def prepare(name: str, precision: str) -> jax.Device:
+    """The device "auto", "cpu" or "gpu", with JAX set up for the precision."""
+    jax.config.update("jax_enable_x64", precision == "float64")
+    # Without it a GPU rounds the factors of float32 matmuls to TF32.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
+    if name == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    device = jax.devices()[0]
+    if name == "gpu" and device.platform != "gpu":
+        raise UserError(
+            "--device gpu was asked for, but JAX finds no GPU: install the extra gpu "
+            "(uv run --extra gpu ...) on a machine with an NVIDIA GPU, or use --device cpu."
+        )
+    return device
+
+
+def describe(device: jax.Device) -> str:
+    if device.platform == "cpu":
+        return f"CPU, {num_threads()} threads"
+    return f"GPU {device.device_kind}"

@@ -1,0 +1,85 @@
+"""Files of torch.save: named arrays in and out, and never a pickled object."""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer_common.errors import UserError
+
+_WRAPPINGS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep the weights
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a state dict, also one that training wrapped; of the modern format, views of the file.
+
+    bfloat16, which NumPy lacks, is widened to float32. Raises UserError for a file that holds anything but
+    named tensors (nothing of it is run), and for one cut short.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it then refuses
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds pickled objects other than tensors, which could run code, so it was not read: "
+            "save the model's state_dict alone, or a safetensors file."
+        ) from None
+    except Exception as error:  # a damaged pickle fails in any way
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} holds a TorchScript program, which is not run here: save the model's state_dict "
+                "alone, or a safetensors file."
+            ) from None
+        raise UserError(
+            f"{path} is no complete file of torch.save ({_first_line(error)}): it was cut short or "
+            "changed; use another copy."
+        ) from None
+    values = _unwrapped(values)
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        found = (
+            ", ".join(
+                f"{name} ({type(value).__name__})" for name, value in values.items() if not isinstance(value, Tensor)
+            )
+            if isinstance(values, dict)
+            else type(values).__name__
+        )
+        raise UserError(f"{path} holds other things than named tensors: {found}; save the model's state_dict alone.")
+    try:
+        return {str(name).removeprefix("module."): _array(value) for name, value in values.items()}
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # quantised, sparse, without storage
+        raise UserError(
+            f"{path} holds tensors that have no plain values ({_first_line(error)}): save them as "
+            "ordinary floating-point tensors."
+        ) from None
+
+
+def write(file: Path | BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """A state dict of contiguous tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that cannot be written to: nobody does
+        torch.save({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, file)
+
+
+def _unwrapped(values: Any) -> Any:
+    for name in _WRAPPINGS:
+        if isinstance(values, dict) and isinstance(values.get(name), dict):
+            return values[name]
+    return values
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
