@@ -17,7 +17,7 @@ from mixer_common.config.train import TrainConfig, moment_names
 from mixer_common.data import Dataset
 from mixer_common.plan.epoch import epoch_plan
 from mixer_common.plan.initial import initial_weights
-from mixer_common.runs.checkpoint import Checkpoint, Progress, RunConfig
+from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.weights.canonical import ModelWeights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -78,7 +78,7 @@ def example(step: int = 7, optimizer: str = "adam", dtype: str = "float64", **ch
         {name: array.astype(dtype) / 3 for name, array in random_weights(config, seed).items()} for seed in range(4)
     ]
     moments = dict(zip(moment_names(run.train), arrays[1:], strict=False))
-    return Checkpoint(run, Progress(step, (("jax", 0), ("torch", 3)), 1.5, 0.25, 6), arrays[0], moments)
+    return Checkpoint(run, TrainingProgress(step, (("jax", 0), ("torch", 3)), 1.5, 0.25, 6), arrays[0], moments)
 
 
 # A run amplifies what rounding does in each of its steps, by factors that depend on data and recipe. How

@@ -14,7 +14,7 @@ from mixer_common.machine import is_memory_exhausted
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint
-from mixer_common.runs.checkpoint import Checkpoint, Progress, RunConfig
+from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.runs.folder import RunFolder
 from mixer_common.training.arguments import TrainArguments
 from mixer_common.training.interface import Framework
@@ -60,7 +60,7 @@ def train(framework: Framework, arguments: TrainArguments) -> int:
                 f"{run.path} is part of what the run begins from, {arguments.init_from}: choose another --out."
             )
         run.create(run_config, arguments.overwrite)
-        state = Checkpoint(run_config, Progress(0, ((framework.name, 0),)), weights, None)
+        state = Checkpoint(run_config, TrainingProgress(0, ((framework.name, 0),)), weights, None)
     course = None
     try:
         course = _Course(framework, device, run, state, dataset)

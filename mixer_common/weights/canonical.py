@@ -84,7 +84,7 @@ def misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
     ]
 
 
-def state(weights: ModelWeights, where: str, **overrides: Any) -> ModelWeights:
+def with_details(weights: ModelWeights, where: str, **overrides: Any) -> ModelWeights:
     """The same weights with other details, and another shape for as many patches. UserError if it is not."""
     config = replace(weights.config, **overrides)
     if config.num_patches != weights.config.num_patches:

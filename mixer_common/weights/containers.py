@@ -21,7 +21,7 @@ import numpy as np
 from mixer_common.errors import UserError
 from mixer_common.plugins import load_plugin
 
-Progress = Callable[[str, int, int], None]  # what happens, bytes done, bytes in all
+ByteCallback = Callable[[str, int, int], None]  # what happens, bytes done, bytes in all
 Arrays = Mapping[str, np.ndarray]
 
 _SAFETENSORS = {
@@ -58,7 +58,7 @@ _CHUNKED = "__msgpack_chunked_array__"
 MAX_CHUNK_BYTES = 2**30
 
 
-def read(path: Path, progress: Progress) -> tuple[dict[str, np.ndarray], str]:
+def read(path: Path, progress: ByteCallback) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of a file, and the container that its content shows."""
     try:
         raw = _Counted(path, "r", "reading", progress)
@@ -211,7 +211,7 @@ def _widened(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def write(path: Path, suffix: str, arrays: Arrays, progress: Progress) -> None:
+def write(path: Path, suffix: str, arrays: Arrays, progress: ByteCallback) -> None:
     """Writes a file in the container that `suffix` names, one of WRITERS, and waits until it lies on the disk."""
     try:
         raw = _Counted(path, "w", "writing", progress, sum(array.nbytes for array in arrays.values()))
@@ -293,7 +293,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 class _Counted(io.FileIO):
     """A file that reports how much of it was read or written."""
 
-    def __init__(self, path: Path, mode: str, what: str, progress: Progress, total: int = 0):
+    def __init__(self, path: Path, mode: str, what: str, progress: ByteCallback, total: int = 0):
         super().__init__(path, mode)
         self.what, self.progress = what, progress
         self.done, self.total = 0, total or path.stat().st_size

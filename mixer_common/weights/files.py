@@ -12,8 +12,8 @@ from mixer_common import files
 from mixer_common.config.model import model_config_from_json, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.weights import containers
-from mixer_common.weights.canonical import ModelWeights, check_weights, state
-from mixer_common.weights.containers import Progress
+from mixer_common.weights.canonical import ModelWeights, check_weights, with_details
+from mixer_common.weights.containers import ByteCallback
 from mixer_common.weights.formats import FORMATS, to_format
 from mixer_common.weights.recognition import recognise_weights
 
@@ -32,7 +32,7 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def load_weights(path: Path, progress: Progress = _silent, **overrides: Any) -> ModelWeights:
+def load_weights(path: Path, progress: ByteCallback = _silent, **overrides: Any) -> ModelWeights:
     """The model in a file or folder, whatever it is called: its content tells the container and the format.
 
     A folder is a run, a checkpoint, or holds model.safetensors; a config.json beside canonical weights
@@ -53,12 +53,12 @@ def load_weights(path: Path, progress: Progress = _silent, **overrides: Any) -> 
     if weights.format == "canonical" and config_path.is_file():
         config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
         check_weights(weights.arrays, weight_shapes(config), str(path))
-        return state(replace(weights, config=config, assumed=()), str(path), **overrides)
+        return with_details(replace(weights, config=config, assumed=()), str(path), **overrides)
     return weights
 
 
 def save_weights(
-    path: Path, weights: ModelWeights, format: str, progress: Progress = _silent, overwrite: bool = False
+    path: Path, weights: ModelWeights, format: str, progress: ByteCallback = _silent, overwrite: bool = False
 ) -> None:
     """Writes the file or, for the canonical format, the folder with config.json and model.safetensors.
 

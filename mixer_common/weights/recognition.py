@@ -11,7 +11,7 @@ import numpy as np
 
 from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
 from mixer_common.errors import UserError
-from mixer_common.weights.canonical import ModelWeights, misfits, state
+from mixer_common.weights.canonical import ModelWeights, misfits, with_details
 from mixer_common.weights.formats import (
     DETAILS,
     FORMATS,
@@ -78,7 +78,7 @@ def recognise_weights(arrays: Mapping[str, np.ndarray], where: str, **overrides:
     if len(candidates) == 2 and not any(misfits for misfits, _ in candidates):  # as many patches as channels
         assumed.append("block")
     weights = ModelWeights(config, canonical, format, tuple(name for name in assumed if name not in stated))
-    return state(weights, where, **stated)
+    return with_details(weights, where, **stated)
 
 
 def _recognise(names: Iterable[str], where: str) -> tuple[str, str, int]:

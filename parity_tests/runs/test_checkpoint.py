@@ -14,7 +14,7 @@ from mixer_common.config.presets import MODELS, RECIPES
 from mixer_common.config.train import MOMENTS, moment_names
 from mixer_common.errors import UserError
 from mixer_common.runs import checkpoint
-from mixer_common.runs.checkpoint import Checkpoint, Progress, RunConfig
+from mixer_common.runs.checkpoint import Checkpoint, TrainingProgress, RunConfig
 
 
 
