@@ -11,6 +11,7 @@ import numpy as np
 from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
+from mixer_common.interface import Framework
 from mixer_common.machine import peak_memory
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.epoch import epoch_plan
@@ -20,7 +21,6 @@ from mixer_common.runs.checkpoint import Checkpoint
 from mixer_common.runs.folder import RunFolder
 from mixer_common.terminal import Display
 from mixer_common.training import metrics
-from mixer_common.training.interface import Framework
 
 # Between two looks at the signals. A dispatch of JAX costs more than its steps: buffers are made and given back.
 SECONDS_PER_DISPATCH = 2.0

@@ -10,6 +10,7 @@ from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.config.presets import MODELS, model_name
 from mixer_common.data import Dataset, load_dataset
 from mixer_common.errors import UserError
+from mixer_common.interface import Framework
 from mixer_common.machine import is_memory_exhausted
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.initial import initial_weights
@@ -17,7 +18,6 @@ from mixer_common.runs import checkpoint
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.runs.folder import RunFolder
 from mixer_common.training.arguments import TrainArguments
-from mixer_common.training.interface import Framework
 from mixer_common.training.loop import _Course
 from mixer_common.weights.canonical import check_weights, describe_assumed, replace_head
 from mixer_common.weights.files import load_weights, overlap
