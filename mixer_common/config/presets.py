@@ -122,7 +122,7 @@ _RECIPES: dict[str, _Recipe] = {
             epochs=300,
         ),
         model="nano",
-        measured="its 300 epochs not measured yet; with --epochs 10 --warmup-epochs 1, 59.72% in 62 min on one core",
+        measured="its 300 epochs not measured yet; with --epochs 10 --warmup-epochs 1, 59.72% in 62 min on 1 core",
     ),
     "strong": _Recipe(
         TrainConfig(
@@ -143,7 +143,7 @@ _RECIPES: dict[str, _Recipe] = {
             precision="bfloat16",
         ),
         model="strong",
-        measured="its 200 epochs not measured yet; 62 steps in float32 with a short warm-up, 22.77% in 66 min on one core",
+        measured="its 200 epochs not measured yet; 62 steps in float32 after a short warm-up, 22.77% in 66 min on 1 core",
     ),
 }
 RECIPES: dict[str, TrainConfig] = {name: recipe.train for name, recipe in _RECIPES.items()}

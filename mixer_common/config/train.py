@@ -72,7 +72,7 @@ class TrainConfig:
     freeze_backbone: bool = False  # Train the head alone and leave every other weight as it is.
     epochs: int = 10  # Passes through the training images.
     steps: int = 0  # Steps after which the run ends, whatever --epochs says. 0: as many as the epochs have.
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16 keeps the weights in float32.
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # Arithmetic; bfloat16 keeps float32 weights.
     seed: int = 0  # Seed of the initial weights and of every random choice.
 
     def __post_init__(self):
