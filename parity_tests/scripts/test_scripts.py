@@ -577,7 +577,7 @@ def test_what_a_run_has_written_survives_the_end_of_the_memory(script, tmp_path,
     original, out = TRAINERS["torch"].begin_epoch, tmp_path / "run"
 
     def begin_epoch(self, plan) -> None:
-        if plan.first_step:
+        if plan.bias_corrections[0, 0] > 0.2:  # 0.1 at the run's first step
             raise torch.OutOfMemoryError("CUDA out of memory.")
         original(self, plan)
 
