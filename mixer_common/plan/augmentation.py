@@ -55,10 +55,14 @@ def trivial_augment(
 
     The three arrays have the same shape. operation: index in OPERATIONS; strength: 0 to STRENGTHS - 1; negative:
     whether an operation that has a sign goes the other way. height and width: of the images, pixels.
-    Returned, with these axes behind that shape: `posterize` int32 (), bits that a byte keeps; `solarize` int32 (), the byte from
-    which on it is inverted; `equalize` and `autocontrast` bool (); `blend` float64 (4,), weights of the image,
-    its grey version, that one's mean and the smoothed image; `affine` float64 (2, 3), which takes row, column
-    and 1 of a pixel to the row and column it is sampled from.
+
+    Returned, with these axes behind that shape:
+
+    - `posterize` int32 (), the bits of a byte that stay.
+    - `solarize` int32 (), the byte from which on bytes are inverted.
+    - `equalize` and `autocontrast` bool ().
+    - `blend` float64 (4,), weights of the image, its grey version, that one's mean and the smoothed image.
+    - `affine` float64 (2, 3), which takes row, column and 1 of a pixel to the row and column it is sampled from.
     """
 
     def by(name: str, value: np.ndarray | float, neutral: float) -> np.ndarray:
