@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mixer_common.data.python_batches import read_archive, read_batches_folder
 from mixer_common.data.decode import Split
 from mixer_common.data.parquet import read_parquet
+from mixer_common.data.python_batches import read_archive, read_batches_folder
 from mixer_common.data.tfds import read_tfds
 from mixer_common.errors import UserError
 

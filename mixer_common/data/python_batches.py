@@ -67,7 +67,10 @@ def _splits(batches: dict[str, bytes], origin: Path) -> tuple[Split, Split]:
 
 
 def _read_batch(pickled: bytes, origin: str) -> Split:
-    """The images and labels of one pickled dict: `data`, uint8 (N, 3072), each row a 3x32x32 image; `labels`, a list of N ints."""
+    """The images and labels of one pickled dict.
+
+    Its `data` is uint8 (N, 3072), each row a 3x32x32 image; its `labels` is a list of N ints.
+    """
     try:
         batch = _BatchUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         # Keys are bytes as Python 2 wrote them, str in a batch that was written again since.
