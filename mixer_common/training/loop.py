@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from mixer_common.data import Dataset
+from mixer_common.interface import Framework, Trainer
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.epoch import epoch_plan
 from mixer_common.plan.schedule import total_steps
@@ -16,7 +17,6 @@ from mixer_common.terminal import Display
 from mixer_common.training import messages
 from mixer_common.training.dispatch import DispatchClock, dispatch_steps
 from mixer_common.training.evaluation import check_finite, evaluate_epoch
-from mixer_common.training.interface import Framework, Trainer
 from mixer_common.training.metrics import images_per_second
 from mixer_common.training.signals import StopSignal
 from mixer_common.training.summary import draw_results, summarise

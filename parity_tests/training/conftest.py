@@ -13,7 +13,7 @@ from mixer_common.runs.checkpoint import RunConfig
 
 
 class NumpyTrainer:
-    """Implements mixer_common.training.interface.Trainer without a model. A step adds its learning rate to the bias of
+    """Implements mixer_common.interface.Trainer without a model. A step adds its learning rate to the bias of
     the head; its loss is the mean of its images' bytes, from 0 to 1."""
 
     def __init__(self, config, recipe, weights, images, labels, moments=None, step=0, device=None):
@@ -55,7 +55,7 @@ class NumpyTrainer:
 
 
 class NumpyFramework:
-    """The part of mixer_common.training.interface.Framework that a training calls."""
+    """The part of mixer_common.interface.Framework that a training calls."""
 
     name = "numpy"
     versions = {"python": "3", "numpy": np.__version__}  # noqa: RUF012

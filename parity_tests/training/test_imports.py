@@ -35,7 +35,7 @@ def test_a_framework_package_loads_nothing_that_it_does_not_compute_with(package
 
 def test_the_run_s_files_load_no_heavy_library_until_a_run_is_opened():
     code = (
-        "import sys, mixer_common.runs.folder, mixer_common.training.interface\n"
+        "import sys, mixer_common.runs.folder, mixer_common.interface\n"
         f"print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
     )
     process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
