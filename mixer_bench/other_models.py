@@ -10,7 +10,7 @@ from mixer_bench.worker import Unavailable
 from mixer_common.config.model import ModelConfig
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.formats import to_format
-from mixer_torch.model import Record
+from mixer_torch.hooks import Recorder
 
 PACKAGES = {"timm": "timm", "lucidrains": "mlp-mixer-pytorch"}
 
@@ -22,7 +22,7 @@ class OtherModel(nn.Module):
         super().__init__()
         self.config, self.model = config, model
 
-    def forward(self, pixels: Tensor, drop_path: None = None, record: Record | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, drop_path: None = None, recorder: Recorder | None = None) -> Tensor:
         return self.model(pixels.permute(0, 3, 1, 2))
 
 

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from helpers import example
 
-from mixer_common.config.presets import MODELS, RECIPES
-from mixer_common.config.train import MOMENTS, moment_names
+from mixer_common.config.train import MOMENTS
 from mixer_common.errors import UserError
 from mixer_common.runs import checkpoint
-from mixer_common.runs.checkpoint import Checkpoint, TrainingProgress, RunConfig
-
-
 
 
 @pytest.mark.parametrize("optimizer", MOMENTS)
@@ -29,13 +25,19 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, optimizer, dtype, changes)
     assert (loaded.config, loaded.progress) == (saved.config, saved.progress)
     assert loaded.moments.keys() == saved.moments.keys()
     assert ("trained_weights" in loaded.moments) == bool(changes)
-    for before, after in ((saved.weights, loaded.weights),
-                          *((saved.moments[name], loaded.moments[name]) for name in saved.moments)):
+    for before, after in (
+        (saved.weights, loaded.weights),
+        *((saved.moments[name], loaded.moments[name]) for name in saved.moments),
+    ):
         assert list(before) == list(after)
         assert all(before[name].tobytes() == after[name].tobytes() for name in before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
-        "config.json", "model.safetensors", "optimizer.safetensors", "progress.json"]
+        "config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "progress.json",
+    ]
 
 
 @pytest.mark.parametrize("fail_at", range(1, 5))

@@ -1,0 +1,161 @@
+"""A checkpoint: a folder with config.json, model.safetensors, optimizer.safetensors and progress.json.
+
+Arrays have canonical form, so either framework continues what the other began.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from mixer_common.config.fields import from_dict
+from mixer_common.config.model import ModelConfig, model_config_from_json, weight_shapes
+from mixer_common.config.train import TrainConfig, moment_names
+from mixer_common.errors import UserError
+from mixer_common.files import hidden_sibling, read_json, replace_folder, write_file
+from mixer_common.weights.canonical import check_weights
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The model of a run, its training and its data: config.json in the run's folder and in its checkpoint."""
+
+    model_name: str  # in MODELS, or "custom"
+    recipe_name: str  # in RECIPES
+    framework: str  # "jax" or "torch": the one that began the run
+    model: ModelConfig
+    train: TrainConfig
+    dataset: str  # its name
+    dataset_source: str  # Dataset.source
+    dataset_fingerprint: str  # Dataset.fingerprint
+    class_names: tuple[str, ...]
+    picture_size: int  # pixels, height and width of the data set's images
+    init_from: str = ""  # path of the weights that the run began from; empty: the seed drew them
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(path: Path) -> "RunConfig":
+        """The config in the file `path`, also an older version's. Raises UserError where it holds none."""
+        values = read_json(path)
+        if "model" in values and "train" not in values:
+            raise UserError(
+                f"{path.parent} holds weights that were converted, no run: it has neither classes nor "
+                "data; begin a run with --init-from, or look at it with compare.py."
+            )
+        values["model"] = model_config_from_json(values.get("model"), f"'model' in {path}")
+        values["train"] = from_dict(TrainConfig, values.get("train"), f"'train' in {path}")
+        return from_dict(RunConfig, values, str(path))
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a run has come."""
+
+    step: int  # steps done
+    frameworks: tuple[tuple[str, int], ...]  # each framework that trained, in order, and the step it began at
+    train_seconds: float = 0.0  # spent in training steps, without compilation, evaluation and writing
+    compile_seconds: float = 0.0  # spent in the first dispatch of every process, which compiles
+    timed_steps: int = 0  # number of steps that train_seconds covers
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to continue to the same bits."""
+
+    config: RunConfig
+    progress: TrainingProgress
+    weights: Mapping[str, np.ndarray]  # canonical: the model's; with ema_decay, their average
+    moments: Mapping[str, Mapping[str, np.ndarray]]  # canonical, by the names of mixer_common.config.train.moment_names
+
+    @property
+    def last_framework(self) -> str:
+        """ "jax" or "torch": the one that trained last."""
+        return self.progress.frameworks[-1][0]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the folder whole or not at all: whatever happens, a complete checkpoint can be read."""
+    new = hidden_sibling(folder, "new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        write_file(new / "config.json", checkpoint.config.to_json().encode())
+        write_file(new / "model.safetensors", _to_bytes(checkpoint.weights))
+        moments = {
+            f"{moment}.{name}": array for moment, arrays in checkpoint.moments.items() for name, array in arrays.items()
+        }
+        write_file(new / "optimizer.safetensors", _to_bytes(moments))
+        write_file(new / "progress.json", (json.dumps(asdict(checkpoint.progress), indent=2) + "\n").encode())
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    replace_folder(new, folder)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a checkpoint was written there; `load` checks whether it is whole."""
+    return folder.exists() or hidden_sibling(folder, "old").exists()
+
+
+def load(folder: Path) -> Checkpoint:
+    """Reads a checkpoint. Raises UserError where it is missing, cut short or does not fit together."""
+    if not folder.exists() and hidden_sibling(folder, "old").exists():  # stopped between the two renames of `save`
+        folder = hidden_sibling(folder, "old")
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is no checkpoint: expected a folder with config.json, model.safetensors, "
+            "optimizer.safetensors and progress.json; name a run that wrote one."
+        )
+    config = RunConfig.from_json(folder / "config.json")
+    values = read_json(folder / "progress.json")
+    values["frameworks"] = tuple(map(tuple, values.get("frameworks", ())))
+    progress = from_dict(TrainingProgress, values, str(folder / "progress.json"))
+    shapes = weight_shapes(config.model)
+    weights = _read_arrays(folder / "model.safetensors")
+    check_weights(weights, shapes, str(folder / "model.safetensors"))
+    arrays = _read_arrays(folder / "optimizer.safetensors")
+    names = moment_names(config.train)
+    check_weights(
+        arrays,
+        {f"{moment}.{name}": shape for moment in names for name, shape in shapes.items()},
+        str(folder / "optimizer.safetensors"),
+    )
+    moments = {moment: {name: arrays[f"{moment}.{name}"] for name in shapes} for moment in names}
+    return Checkpoint(config, progress, {name: weights[name] for name in shapes}, moments)
+
+
+def load_run(folder: Path) -> Checkpoint:
+    """The checkpoint of a run's folder, or the one that the folder itself is."""
+    if (folder / "model.safetensors").exists():
+        return load(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is no run: expected a folder that a training script wrote, with config.json "
+            "and checkpoint/; name one, for instance of those in runs/."
+        )
+    return load(folder / "checkpoint")
+
+
+def _to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as a safetensors file."""
+    # Contiguous, because safetensors writes the memory of a transposed view as it lies there.
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file. Raises UserError where it is missing or broken."""
+    try:
+        return safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the checkpoint is incomplete; use another one.") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is no complete safetensors file ({error}): it was cut short or changed; use another checkpoint."
+        ) from None
