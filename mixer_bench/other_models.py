@@ -24,7 +24,7 @@ class OtherModel(nn.Module):
         super().__init__()
         self.config, self.model = config, model
 
-    def forward(self, pixels: Tensor, *_: object, **__: object) -> Tensor:
+    def forward(self, pixels: Tensor, *_: object) -> Tensor:
         return self.model(pixels.permute(0, 3, 1, 2))
 
 
