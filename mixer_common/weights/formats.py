@@ -153,6 +153,7 @@ OLDER_FLAX = replace(
     accept=_without_singleton_axes,
 )
 
+_TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 FORMATS: dict[str, Format] = {
     "canonical": Format(
         description="this project's own, config.json and model.safetensors",
@@ -177,7 +178,7 @@ FORMATS: dict[str, Format] = {
             "head": "head.{leaf}",
         },
         details={"gelu": "exact", "layer_norm_epsilon": 1e-6, "init": "pytorch"},
-        suffixes=(".safetensors", ".pth", ".pt", ".bin"),
+        suffixes=_TORCH_SUFFIXES,
     ),
     "lucidrains": Format(  # mlp_mixer_pytorch, MLPMixer: a Sequential, of which the blocks are numbers 2 and following
         description="mlp_mixer_pytorch's MLPMixer",
@@ -193,13 +194,79 @@ FORMATS: dict[str, Format] = {
             "head": "{n+4}.{leaf}",
         },
         details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
-        suffixes=(".safetensors", ".pth", ".pt", ".bin"),
+        suffixes=_TORCH_SUFFIXES,
         layouts={
             "stem": FLAT_PATCHES,
             "blocks.{i}.token_mixing.fc1": CONV1D,
             "blocks.{i}.token_mixing.fc2": CONV1D,
         },
         accept=_linear_as_conv1d,
+    ),
+    "tutorial": Format(  # "MLP-Mixer in PyTorch"; its class gives both norms the size C, so that it needs S = C
+        description="the tutorial's MLPMixer",
+        names={
+            "stem": "to_patch_embedding.{leaf}",
+            "blocks.{i}.token_norm": "mixer_blocks.{i}.layer_norm1.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "mixer_blocks.{i}.token_mixing.0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "mixer_blocks.{i}.token_mixing.2.{leaf}",
+            "blocks.{i}.channel_norm": "mixer_blocks.{i}.layer_norm2.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "mixer_blocks.{i}.channel_mixing.0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "mixer_blocks.{i}.channel_mixing.2.{leaf}",
+            "norm": "layer_norm.{leaf}",
+            "head": "mlp_head.0.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+        blocks=("tutorial",),
+    ),
+    "omihub": Format(  # omihub777/MLP-Mixer-CIFAR
+        description="omihub777's MLP-Mixer-CIFAR",
+        names={
+            "stem": "patch_emb.0.{leaf}",
+            "blocks.{i}.token_norm": "mixer_layers.{i}.mlp1.ln.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "mixer_layers.{i}.mlp1.fc1.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "mixer_layers.{i}.mlp1.fc2.{leaf}",
+            "blocks.{i}.channel_norm": "mixer_layers.{i}.mlp2.ln.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "mixer_layers.{i}.mlp2.fc1.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "mixer_layers.{i}.mlp2.fc2.{leaf}",
+            "norm": "ln.{leaf}",
+            "head": "clf.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+        layouts={"blocks.{i}.token_mixing.fc1": CONV1D, "blocks.{i}.token_mixing.fc2": CONV1D},
+    ),
+    "jeonsworld": Format(  # jeonsworld/MLP-Mixer-Pytorch, models/modeling.py
+        description="jeonsworld's MLP-Mixer-Pytorch",
+        names={
+            "stem": "stem.{leaf}",
+            "blocks.{i}.token_norm": "layer.{i}.pre_norm.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "layer.{i}.token_mlp_block.fc0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "layer.{i}.token_mlp_block.fc1.{leaf}",
+            "blocks.{i}.channel_norm": "layer.{i}.post_norm.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "layer.{i}.channel_mlp_block.fc0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "layer.{i}.channel_mlp_block.fc1.{leaf}",
+            "norm": "pre_head_ln.{leaf}",
+            "head": "head.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-6, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+    ),
+    "mmpretrain": Format(  # mmpretrain/models/backbones/mlp_mixer.py, with the FFN and the PatchEmbed of mmcv
+        description="mmpretrain's ImageClassifier of MlpMixer and LinearClsHead",
+        names={
+            "stem": "backbone.patch_embed.projection.{leaf}",
+            "blocks.{i}.token_norm": "backbone.layers.{i}.ln1.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "backbone.layers.{i}.token_mix.layers.0.0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "backbone.layers.{i}.token_mix.layers.1.{leaf}",
+            "blocks.{i}.channel_norm": "backbone.layers.{i}.ln2.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "backbone.layers.{i}.channel_mix.layers.0.0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "backbone.layers.{i}.channel_mix.layers.1.{leaf}",
+            "norm": "backbone.ln1.{leaf}",
+            "head": "head.fc.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
     ),
 }
 # What can stand before the names of the weights; beside them lies what training needs, such as the optimizer's state.
@@ -214,8 +281,9 @@ def to_format(weights: ModelWeights, format: str) -> dict[str, np.ndarray]:
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
     if weights.config.block not in FORMATS[format].blocks:
-        raise UserError(
-            f"the {format} format has no tutorial block, whose first half normalises over the patches: "
-            "write it as canonical."
-        )
+        half = {
+            "tutorial": "tutorial block, whose first half normalises over the patches",
+            "mixer": "mixer block, whose first half mixes the patches",
+        }
+        raise UserError(f"the {format} format has no {half[weights.config.block]}: write it as canonical.")
     return FORMATS[format].to_file(weights.arrays, weights.config.num_blocks)

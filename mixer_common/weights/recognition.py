@@ -44,10 +44,9 @@ def recognise_weights(arrays: Mapping[str, np.ndarray], origin: str, **details: 
         raise TypeError(f"no details of weights: {sorted(unknown)}")
     format, table, prefix, num_blocks = _recognise_format(arrays, origin)
     found = {name: table.accept(name, np.asarray(array)) for name, array in arrays.items() if name.startswith(prefix)}
-    if details.get("block") == "tutorial" and "tutorial" not in table.blocks:
-        raise UserError(
-            f"{origin} is in the {format} format, which has the mixer block only: leave out the tutorial's."
-        )
+    if details.get("block", table.blocks[0]) not in table.blocks:
+        own, other = ("mixer", "tutorial's") if table.blocks == ("mixer",) else ("tutorial's", "mixer")
+        raise UserError(f"{origin} is in the {format} format, which has the {own} block only: leave out the {other}.")
     blocks = [details["block"]] if "block" in details else table.blocks
     candidates = []
     for block in blocks:
