@@ -12,12 +12,13 @@ from typing import Annotated, Literal
 import tyro
 
 from mixer_common.errors import run_script
-from mixer_common.options import parse
+from mixer_common.options import PixelMean, PixelStd, Prefer, parse
 from mixer_common.terminal import ByteDisplay
 from mixer_common.weights.canonical import describe_assumed, replace_head
 from mixer_common.weights.description import describe_formats, describe_model, notes_for_reader
 from mixer_common.weights.files import check_target, load_weights, save_weights
 from mixer_common.weights.image_size import change_image_size
+from mixer_common.weights.pixels import stated_scale
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Arguments:
     """The folder to write for canonical, else the file, whose ending tells the container."""
     to: Annotated[str, tyro.conf.arg(help=f"The format to write. {describe_formats()}.")]
     num_classes: int | None = None
-    """Replace the head by one of zeros for this many classes. Default: keep the head."""
+    """Replace the head, also one that is missing, by one of zeros for this many classes. Default: keep the head."""
     image_size: int | None = None
     """Change the weights to fit square images of this many pixels. Default: keep the size."""
     gelu: Literal["exact", "tanh"] | None = None
@@ -39,6 +40,9 @@ class Arguments:
     """State height and width, in pixels, of the images that SOURCE's patches make up. Default: the squarest."""
     block: Literal["mixer", "tutorial"] | None = None
     """State the block, where a canonical file has as many patches as channels. Default: SOURCE's."""
+    prefer: Prefer = None
+    pixel_mean: PixelMean = None
+    pixel_std: PixelStd = None
     overwrite: bool = False
     """Replace TARGET, if it is a file of weights or a folder with nothing but weights."""
 
@@ -54,7 +58,12 @@ def main() -> None:
     }
     with ByteDisplay() as display:
         weights = load_weights(
-            arguments.source, display, **{name: value for name, value in details.items() if value is not None}
+            arguments.source,
+            display,
+            prefer=arguments.prefer,
+            pixels=stated_scale(arguments.pixel_mean, arguments.pixel_std),
+            without_head=arguments.num_classes is not None,
+            **{name: value for name, value in details.items() if value is not None},
         )
     config = weights.config
     print(
@@ -62,17 +71,20 @@ def main() -> None:
         f"{'/'.join(sorted({str(array.dtype) for array in weights.arrays.values()}))}"
     )
     print(f"Model    {describe_model(config)}")
+    for note in weights.notes:
+        print(f"Read     {note}")
     if weights.assumed:
         print(
             f"Assumed  {describe_assumed(weights)}, which the file does not tell; change it with --gelu, "
-            "--layer-norm-epsilon, --image-shape, --block"
+            "--layer-norm-epsilon, --image-shape, --block, --pixel-mean"
         )
     if arguments.image_size is not None:
         weights, change = change_image_size(weights, arguments.image_size)
         print(f"Changed  image size: {change}")
     if arguments.num_classes is not None:
+        before = f"{config.num_classes:,}" if weights.has_head else "none"
         weights = replace_head(weights, arguments.num_classes)
-        print(f"Changed  head: zeros for {arguments.num_classes:,} classes in place of {config.num_classes:,}")
+        print(f"Changed  head: zeros for {arguments.num_classes:,} classes in place of {before}")
     start = time.perf_counter()
     with ByteDisplay() as display:
         save_weights(arguments.target, weights, arguments.to, display, arguments.overwrite)

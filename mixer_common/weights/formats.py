@@ -13,7 +13,7 @@ format needs: its own model and ours compute the same function, and its file com
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -91,6 +91,11 @@ class Format:
         empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in weight_shapes(config).items()}
         return {name: array.shape for name, array in self.to_file(empty, config.num_blocks).items()}
 
+    def file_names(self, num_blocks: int) -> set[str]:
+        """Names of the arrays in the file of a model of so many blocks."""
+        config = ModelConfig(num_blocks=num_blocks)
+        return {self.file_name(name, num_blocks) for name in weight_shapes(config)}
+
     def _layout(self, name: str) -> Layout:
         layer, _, leaf = _parts(name)
         return self.layouts.get(layer, PYTORCH) if leaf == "weight" else PYTORCH
@@ -105,7 +110,7 @@ def _parts(name: str) -> tuple[str, int, str]:
 
 def _without_singleton_axes(name: str, array: np.ndarray) -> np.ndarray:
     """The authors' older MLPs have axes of length 1 before those of a linear layer."""
-    if not re.search(r"_mixing_phase_0/", name):
+    if not re.search(r"_mixing_phase_0[/.\\]", name):
         return array
     num_axes = 1 if re.search(r"bias\d$", name) else 2
     singletons = [axis for axis, size in enumerate(array.shape) if size == 1]
@@ -152,6 +157,20 @@ OLDER_FLAX = replace(
     },
     accept=_without_singleton_axes,
 )
+
+
+def _flax_variants() -> Iterator[Format]:
+    remat = {layer: name.replace("MixerBlock", "CheckpointMixerBlock") for layer, name in _FLAX.names.items()}
+    for table in (OLDER_FLAX, replace(_FLAX, names=remat), _FLAX):
+        for separator in "/.\\":
+            if table is not _FLAX or separator != "/":
+                names = {layer: name.replace("/", separator) for layer, name in table.names.items()}
+                yield replace(table, names=names)
+
+
+# Flax trees as others store them: read as npz, never written. Windows joins their paths with a backslash, and nn.remat,
+# which computes activations twice to save memory, puts a word before the block's name.
+FLAX_VARIANTS = tuple(_flax_variants())
 
 _TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 FORMATS: dict[str, Format] = {
@@ -269,8 +288,6 @@ FORMATS: dict[str, Format] = {
         suffixes=_TORCH_SUFFIXES,
     ),
 }
-# What can stand before the names of the weights; beside them lies what training needs, such as the optimizer's state.
-WRAPPINGS = ("", "params/", "params/params/", "target/", "target/params/", "opt/target/", "optimizer/target/")
 
 
 def to_format(weights: ModelWeights, format: str) -> dict[str, np.ndarray]:

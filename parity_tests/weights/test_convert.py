@@ -159,7 +159,7 @@ def test_a_config_beside_canonical_weights_tells_everything(tmp_path):
     (tmp_path / "w" / "config.json").unlink()
     bare = load_weights(tmp_path / "w")
     # As many patches as channels: both blocks have these shapes.
-    assert bare.assumed == ("gelu", "layer_norm_epsilon", "image_size", "block")
+    assert bare.assumed == ("gelu", "layer_norm_epsilon", "image_size", "block", "pixels")
     assert bare.config == TINY
     assert load_weights(tmp_path / "w", block="tutorial").config == MODELS["tutorial"]
 
@@ -406,7 +406,7 @@ def test_the_script_says_what_it_found_assumed_changed_and_wrote(script, tmp_pat
         "tiny: images 32x32, patches 4x4, 2 mixer blocks",
         "tokens_mlp_dim 32",
         "--image-shape",
-        "Assumed  gelu tanh, layer_norm_epsilon 1e-06, images 32x32, which the file does not tell",
+        "Assumed  gelu tanh, layer_norm_epsilon 1e-06, images 32x32, pixels -1..1, which the file does not tell",
         "image size: from 8x8 to 16x16 patches: block-diagonal",
         "head: zeros for 3 classes in place of 10",
         "out.safetensors: timm",
@@ -429,6 +429,8 @@ def test_the_script_says_what_it_found_assumed_changed_and_wrote(script, tmp_pat
         "--image-shape",
         16,
         64,
+        "--pixel-mean",
+        "inception",
     )
     assert code == 0
     assert "Assumed" not in stdout

@@ -119,7 +119,7 @@ def check_their_model(model: torch.nn.Module, format: str, folder, **details) ->
 def test_timm_s_models(tmp_path, name):
     weights = check_their_model(timm.create_model(f"mixer_{name}_224", pretrained=False), "timm", tmp_path)
     assert weights.config == replace(MODELS[name], gelu="exact", layer_norm_epsilon=1e-6, init="pytorch")
-    assert weights.assumed == ("gelu", "layer_norm_epsilon", "image_size")
+    assert weights.assumed == ("gelu", "layer_norm_epsilon", "image_size", "pixels")
 
 
 @pytest.mark.parametrize(
