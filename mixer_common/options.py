@@ -49,6 +49,14 @@ PixelStd = Annotated[
         metavar="R G B", help="State the deviation that the model divides by, after --pixel-mean is subtracted."
     ),
 ]
+Names = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FILE",
+        help="State which array is which: a TOML file with lines such as "
+        '"blocks.{i}.token_norm.weight" = "layers.{i}.ln_a.weight". Default: names and shapes tell.',
+    ),
+]
 
 
 def one_of(names: Iterable[str]) -> str:

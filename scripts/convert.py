@@ -11,13 +11,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mixer_common.errors import run_script
-from mixer_common.options import PixelMean, PixelStd, Prefer, parse
+from mixer_common.errors import UserError, run_script
+from mixer_common.options import Names, PixelMean, PixelStd, Prefer, parse
 from mixer_common.terminal import ByteDisplay
 from mixer_common.weights.canonical import describe_assumed, replace_head
 from mixer_common.weights.description import describe_formats, describe_model, notes_for_reader
 from mixer_common.weights.files import check_target, load_weights, save_weights
 from mixer_common.weights.image_size import change_image_size
+from mixer_common.weights.like import arrays_like, save_like
+from mixer_common.weights.patterns import describe_names, read_names
 from mixer_common.weights.pixels import stated_scale
 
 
@@ -27,7 +29,9 @@ class Arguments:
     """The run, the checkpoint, or the file of weights to convert."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """The folder to write for canonical, else the file, whose ending tells the container."""
-    to: Annotated[str, tyro.conf.arg(help=f"The format to write. {describe_formats()}.")]
+    to: Annotated[str | None, tyro.conf.arg(help=f"The format to write. {describe_formats()}.")] = None
+    like: Path | None = None
+    """Write TARGET under the names and in the layouts of this file of somebody's model, instead of --to."""
     num_classes: int | None = None
     """Replace the head, also one that is missing, by one of zeros for this many classes. Default: keep the head."""
     image_size: int | None = None
@@ -40,6 +44,7 @@ class Arguments:
     """State height and width, in pixels, of the images that SOURCE's patches make up. Default: the squarest."""
     block: Literal["mixer", "tutorial"] | None = None
     """State the block, where a canonical file has as many patches as channels. Default: SOURCE's."""
+    names: Names = None
     prefer: Prefer = None
     pixel_mean: PixelMean = None
     pixel_std: PixelStd = None
@@ -49,7 +54,13 @@ class Arguments:
 
 def main() -> None:
     arguments = parse(Arguments, __doc__)
-    check_target(arguments.target, arguments.to, arguments.overwrite, arguments.source)
+    if (arguments.to is None) == (arguments.like is None):
+        raise UserError(
+            "state the format to write with --to, or with --like a file whose names it shall have"
+            + ("." if arguments.to is None else ": leave one of them out.")
+        )
+    check_target(arguments.target, arguments.to or "structure", arguments.overwrite, arguments.source)
+    names = read_names(arguments.names) if arguments.names else None
     details = {
         "gelu": arguments.gelu,
         "layer_norm_epsilon": arguments.layer_norm_epsilon,
@@ -63,6 +74,7 @@ def main() -> None:
             prefer=arguments.prefer,
             pixels=stated_scale(arguments.pixel_mean, arguments.pixel_std),
             without_head=arguments.num_classes is not None,
+            names=None if arguments.like else names,
             **{name: value for name, value in details.items() if value is not None},
         )
     config = weights.config
@@ -87,13 +99,21 @@ def main() -> None:
         print(f"Changed  head: zeros for {arguments.num_classes:,} classes in place of {before}")
     start = time.perf_counter()
     with ByteDisplay() as display:
-        save_weights(arguments.target, weights, arguments.to, display, arguments.overwrite)
+        if arguments.like:
+            arrays, like = arrays_like(weights, arguments.like, names, display)
+            save_like(arguments.target, arrays, display)
+        else:
+            save_weights(arguments.target, weights, arguments.to, display, arguments.overwrite)
+    if arguments.like:
+        for line in describe_names(like.names, like.config) if like.names else []:
+            print(f"Names    {line}")
     megabytes = sum(array.nbytes for array in weights.arrays.values()) / 1e6
+    written = arguments.to or f"like {arguments.like}"
     print(
-        f"Wrote    {arguments.target}: {arguments.to}, {weights.config.num_parameters:,} parameters, "
+        f"Wrote    {arguments.target}: {written}, {weights.config.num_parameters:,} parameters, "
         f"{megabytes:,.1f} MB, in {time.perf_counter() - start:.1f} s"
     )
-    for note in notes_for_reader(weights.config, arguments.to):
+    for note in notes_for_reader(weights.config, arguments.to) if arguments.to else []:
         print(f"         {note}")
 
 

@@ -14,10 +14,11 @@ from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import MODELS, RECIPE_MODELS, RECIPES, describe_recipes, model_name
 from mixer_common.config.train import TrainConfig
 from mixer_common.errors import UserError
-from mixer_common.options import DataDir, DatasetName, Device, PixelMean, PixelStd, Prefer, one_of
+from mixer_common.options import DataDir, DatasetName, Device, Names, PixelMean, PixelStd, Prefer, one_of
 from mixer_common.runs.checkpoint import RunConfig
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights
+from mixer_common.weights.patterns import read_names
 from mixer_common.weights.pixels import stated_scale
 
 
@@ -47,6 +48,7 @@ class TrainArguments:
     """Start from these weights instead of --model: a run, or a file in any format that convert.py reads. Their
     sizes are the defaults below. --image-size carries them to another size. A head for another number of classes
     than the data set has is replaced by zeros."""
+    names: Names = None
     prefer: Prefer = None
     pixel_mean: PixelMean = None
     pixel_std: PixelStd = None
@@ -75,6 +77,7 @@ def parse_train(arguments_type: type[Arguments], description: str) -> tuple[Argu
     names.add_argument("--recipe")
     names.add_argument("--out", type=Path)
     names.add_argument("--init-from", "--init_from", type=Path)  # tyro takes both spellings
+    names.add_argument("--names", type=Path)
     names.add_argument("--prefer")
     names.add_argument("--pixel-mean", "--pixel_mean", nargs="*")
     names.add_argument("--pixel-std", "--pixel_std", nargs="*")
@@ -85,10 +88,10 @@ def parse_train(arguments_type: type[Arguments], description: str) -> tuple[Argu
             "--init-from begins a new run, and --resume continues one, whose weights lie in --out: "
             "leave one of them out."
         )
-    if not named.init_from and (named.prefer or named.pixel_mean or named.pixel_std):
+    if not named.init_from and (named.names or named.prefer or named.pixel_mean or named.pixel_std):
         raise UserError(
-            "--prefer, --pixel-mean and --pixel-std are about the weights of --init-from, which is left out: "
-            "name them, or leave these out."
+            "--names, --prefer, --pixel-mean and --pixel-std are about the weights of --init-from, which is left out: "
+            "name them, or leave the others out."
         )
     if named.init_from and named.model:
         raise UserError("--init-from brings its own model: leave --model out.")
@@ -127,6 +130,7 @@ def _given_weights(named: argparse.Namespace) -> ModelWeights:
         prefer=named.prefer,
         pixels=stated_scale(named.pixel_mean, named.pixel_std),
         without_head=True,
+        names=read_names(named.names) if named.names else None,
     )
 
 

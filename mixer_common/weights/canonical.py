@@ -5,7 +5,7 @@ optimizer moments all have it. Transposing moves values and never changes a bit.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class ModelWeights:
     format: str  # a key of formats.FORMATS: the format of the file that they come from
     assumed: tuple[str, ...] = ()  # fields of the config, or "pixels", that neither the file nor the user stated
     notes: tuple[str, ...] = ()  # for people: what was read where there was a choice, and what else the file told
+    names: Mapping[str, Any] = field(default_factory=dict)  # patterns.Names where the structure told them, else empty
     has_head: bool = True  # False: the file holds none, and that of `arrays` is one of zeros
 
 

@@ -30,10 +30,10 @@ def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **opti
 
     A folder is a run, a checkpoint, or one of timm or Hugging Face: it holds model.safetensors, its parts with an
     index, pytorch_model.bin, flax_model.msgpack, or a single file of weights. A config.json beside canonical weights
-    tells their model; another's tells the scale of the pixels and the size of the images. Files are safetensors, .npz, Flax's
-    msgpack, or torch.save's, old or new. The arrays are contiguous.
-    options: prefer, pixels, without_head, and what the file does not tell: gelu, layer_norm_epsilon, block, image_size;
-    see weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
+    tells their model; another's tells the scale of the pixels and the size of the images. Files are safetensors, .npz,
+    Flax's msgpack, or torch.save's, old or new. The arrays are contiguous.
+    options: prefer, pixels, without_head, names, and what the file does not tell: gelu, layer_norm_epsilon, block,
+    image_size; see weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,11 +97,12 @@ def save_weights(
 def check_target(path: Path, format: str, overwrite: bool, source: Path | None = None) -> None:
     """Raises UserError where `format` cannot be written to `path`, or where that would destroy something else.
 
+    format: a key of FORMATS, or "structure" for a file with somebody's own names, in any container.
     source: the file or folder that the weights come from.
     """
-    if format not in FORMATS:
+    if format not in FORMATS and format != "structure":
         raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
-    suffixes = FORMATS[format].suffixes
+    suffixes = tuple(containers.WRITERS) if format == "structure" else FORMATS[format].suffixes
     if suffixes and path.suffix not in suffixes:
         raise UserError(
             f"{path} does not end in {' or '.join(suffixes)}, which {format} is written as: give it such a name."

@@ -13,8 +13,10 @@ from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.weights.canonical import ModelWeights, mismatches, with_details
 from mixer_common.weights.formats import FORMATS, Format
+from mixer_common.weights.patterns import Source, canonical_arrays, describe_names
 from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale, fold_scale, is_scale, scale_in_arrays
 from mixer_common.weights.reading import flatten, plain_array
+from mixer_common.weights.structure import NoStructure, recognise_structure
 from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights
 
 DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
@@ -30,6 +32,7 @@ def recognise_weights(
     prefer: str | None = None,
     pixels: PixelScale | None = None,
     without_head: bool = False,
+    names: Mapping[str, Source] | None = None,
     **details: Any,
 ) -> ModelWeights:
     """The model in a file's arrays, in whichever of FORMATS it is; `origin` names the file in errors.
@@ -39,6 +42,8 @@ def recognise_weights(
     NumPy lacks, becomes float32; the arrays are views where nothing is computed.
     prefer: which of several sets of weights is read; see wrapping.choose_weights.
     pixels: the scale of the pixels that they were made for; None: the arrays' own, or this project's.
+    names: names and layouts that the user states; see patterns.read_names. Where no table knows the names, the
+    structure decides; see structure.recognise_structure.
     without_head: where the head is missing, make one of zeros for one class, for others to replace.
     details: gelu, layer_norm_epsilon, block and image_size state what the arrays do not tell; image_size, height and
     width, which image the patches stand for, where it is not the most nearly square one.
@@ -50,8 +55,8 @@ def recognise_weights(
         raise TypeError(f"no details of weights: {sorted(unknown)}")
     arrays = flatten(arrays)
     sets = find_weights(list(arrays))
-    if not sets:
-        raise _no_mixer(arrays, origin)
+    if names or not sets:
+        return _by_structure(arrays, origin, prefer, pixels, without_head, names or {}, details)
     wrapped, choice = choose_weights(sets, prefer, origin)
     format, table, prefix, num_blocks, _ = wrapped
     if details.get("block", table.blocks[0]) not in table.blocks:
@@ -60,11 +65,11 @@ def recognise_weights(
     found = _arrays_of(arrays, wrapped, sets)
     notes = [choice] if choice else []
     if buffers := scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin):
-        scale, names = buffers
-        found = {name: array for name, array in found.items() if name not in names}
+        scale, buffer_names = buffers
+        found = {name: array for name, array in found.items() if name not in buffer_names}
         if pixels is None:
             pixels = scale
-            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(names)}")
+            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
     head = [prefix + table.file_name(name, num_blocks) for name in ("head.weight", "head.bias")]
     has_head = any(name in found for name in head)
     if not has_head:
@@ -89,7 +94,48 @@ def recognise_weights(
     assumed = [name for name in ("gelu", "layer_norm_epsilon", "image_size") if name not in details]
     assumed += [] if block_is_told else ["block"]
     assumed += ["pixels"] if pixels is None else []
-    weights = ModelWeights(config, canonical, format, tuple(assumed), tuple(notes), has_head)
+    weights = ModelWeights(config, canonical, format, tuple(assumed), tuple(notes), has_head=has_head)
+    return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
+
+
+def _by_structure(
+    arrays: Mapping[str, Any],
+    origin: str,
+    prefer: str | None,
+    pixels: PixelScale | None,
+    without_head: bool,
+    names: Mapping[str, Source],
+    details: dict[str, Any],
+) -> ModelWeights:
+    """The model in arrays whose names no table knows."""
+    notes = []
+    if buffers := scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin):
+        scale, buffer_names = buffers
+        arrays = {name: array for name, array in arrays.items() if name not in buffer_names}
+        if pixels is None:
+            pixels = scale
+            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
+    arrays = {name: array for name, array in arrays.items() if re.split(r"[./\\]", name)[-1] != "n_averaged"}
+    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+    try:
+        structure = recognise_structure(shapes, origin, details.get("block"), names)
+    except NoStructure:
+        if names:
+            raise UserError(
+                f"{origin} holds no Mixer whose names are as stated: check them, and their layouts."
+            ) from None
+        raise _no_mixer(arrays, origin) from None
+    plain = {source.name: plain_array(arrays[source.name]) for source in structure.names.values()}
+    if wrong := [f"{name} holds {array.dtype}" for name, array in plain.items() if array.dtype.kind != "f"]:
+        raise UserError(f"{origin}: {'; '.join(wrong)} instead of floating-point numbers.")
+    plain = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in plain.items()}
+    config = structure.config
+    notes += [f"by its structure: {line}" for line in describe_names(structure.names, config)]
+    assumed = [name for name in ("gelu", "layer_norm_epsilon", "image_size") if name not in details]
+    assumed += [] if structure.block_is_told else ["block"]
+    assumed += ["pixels"] if pixels is None else []
+    canonical = canonical_arrays(plain, structure.names, config)
+    weights = ModelWeights(config, canonical, "structure", tuple(assumed), tuple(notes), structure.names)
     return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
 
 
