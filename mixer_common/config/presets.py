@@ -96,7 +96,7 @@ _RECIPES: dict[str, _Recipe] = {
             epochs=20,
         ),
         model="tutorial",
-        measured="not measured yet",
+        measured="70.07% of CIFAR-10's test images in 374 s in JAX on 2 shared cores of an AMD EPYC",
     ),
     "fast": _Recipe(
         TrainConfig(batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_epochs=0.2, flip=True, epochs=5),
