@@ -66,7 +66,6 @@ def test_bad_input_to_evaluate_and_predict(script, run_folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "train_torch"])
 def test_a_checkpoint_cut_short(script, run_folder, tmp_path, name):
-
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
     weights = run / "checkpoint" / "model.safetensors"

@@ -80,7 +80,6 @@ def test_a_damaged_data_folder_is_no_digits(script, tmp_path, content):
 
 def test_no_space(script, tmp_path, monkeypatch):
     """The disk fills up when the second checkpoint is written: one sentence, and the first is still there."""
-
     writes = []
 
     def fsync(descriptor: int) -> None:
@@ -109,8 +108,6 @@ def test_no_permission(script):
 
 @FRAMEWORKS
 def test_a_gpu_that_is_not_there(script, tmp_path, monkeypatch, framework):
-    import torch
-
     if torch.cuda.is_available() or jax.default_backend() == "gpu":
         pytest.skip("there is a GPU")
     code, _, stderr = script(f"train_{framework}", *DIGITS, "--device", "gpu", "--out", tmp_path / "run")
