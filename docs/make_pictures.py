@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mixer_bench.pictures import speeds
-from mixer_bench.settings import Measurement, Result
+from mixer_bench.results import Measurement, Result
 from mixer_common.drawing import COLOURS, STYLE, save_figure
 from mixer_common.errors import run_script
 

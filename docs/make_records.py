@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mixer_common.training.interface import load_framework
 
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script

@@ -4,6 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from mixer_common.errors import run_script
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,6 +32,28 @@ def test_each_framework_is_an_extra():
     assert packages["torch"] == {"torch", "torchvision"}
     assert project["optional-dependencies"]["all"] == ["mlp-mixer-parity[jax,torch]"]
     assert "mlp-mixer-parity[all]" in groups["dev"]
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "torch"), ("flax", "jax"), ("tensorflow_datasets", "jax")])
+def test_a_missing_framework_ends_a_script_with_one_sentence(package: str, extra: str, capsys: pytest.CaptureFixture):
+    def main() -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: the package {package} is needed here")
+    assert error.count("\n") == 1
+    assert f"mlp-mixer-parity[{extra}]" in error
+
+
+def test_any_other_missing_module_is_no_error_of_the_user():
+    def main() -> None:
+        import mixer_common.nothing_of_this_name  # noqa: F401
+
+    with pytest.raises(ModuleNotFoundError):
+        run_script(main)
 
 
 def names_of(requirements: list[str]) -> set[str]:
