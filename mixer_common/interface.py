@@ -69,8 +69,8 @@ class Framework(Protocol):
         """Versions of Python and of the packages that compute, by package."""
         ...
 
-    def prepare(self, device: str, precision: str) -> Any:
-        """The device for "auto", "cpu" or "gpu"; sets the framework up for the precision. Called before all else.
+    def prepare(self, name: str, precision: str) -> Any:
+        """The device named "auto", "cpu" or "gpu"; sets the framework up for the precision. Called before all else.
 
         Raises UserError where there is no such device.
         """
