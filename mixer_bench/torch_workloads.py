@@ -18,7 +18,7 @@ from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
 from mixer_torch.forward import forward
 from mixer_torch.framework import TorchFramework
 from mixer_torch.model import build_model
-from mixer_torch.pixels import to_pixels
+from mixer_torch.pixels import bytes_to_pixels
 from mixer_torch.train import Trainer
 
 
@@ -138,7 +138,7 @@ class Forward(Workload):
 
     def _step(self, images: Tensor) -> Tensor:
         precision = self.config.recipe.precision
-        pixels = to_pixels(images, self.config.model.image_size, WEIGHTS_DTYPE[precision])
+        pixels = bytes_to_pixels(images, self.config.model.image_size, WEIGHTS_DTYPE[precision])
         return self.model(pixels.to(COMPUTE_DTYPE[precision])).to(WEIGHTS_DTYPE[precision])
 
 

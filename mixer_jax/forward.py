@@ -1,4 +1,4 @@
-"""The forward pass from bytes to logits. Twin of mixer_torch/evaluate.py."""
+"""The forward pass from bytes to logits. Twin of mixer_torch/forward.py."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,21 +12,27 @@ from jax import Array
 from mixer_common.config.model import ModelConfig
 from mixer_common.machine import is_memory_exhausted
 from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
-from mixer_jax.model import Mixer, Record, build_model, ignore
-from mixer_jax.pixels import to_pixels
+from mixer_jax.hooks import Recorder
+from mixer_jax.model import Mixer, build_model
+from mixer_jax.pixels import bytes_to_pixels
 from mixer_jax.xla import compiler_options
 
 BATCH_SIZE = 500
 
 
-def forward(model: Mixer, images: Array, drop_path: Array | None, precision: str, record: Record = ignore) -> Array:
-    """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights."""
+def forward(
+    model: Mixer, images: Array, drop_path: Array | None, precision: str, recorder: Recorder | None = None
+) -> Array:
+    """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights.
+
+    drop_path, recorder: see Mixer.
+    """
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
-    pixels = to_pixels(images, model.config.image_size, dtype).astype(compute)
+    pixels = bytes_to_pixels(images, model.config.image_size, dtype).astype(compute)
     drop_path = None if drop_path is None else drop_path.astype(compute)
     graphdef, weights = nnx.split(model)
     model = nnx.merge(graphdef, jax.tree.map(lambda p: p.astype(compute), weights))
-    return model(pixels, drop_path, record).astype(dtype)
+    return model(pixels, drop_path, recorder).astype(dtype)
 
 
 def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_SIZE) -> np.ndarray:
@@ -52,7 +58,7 @@ def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_S
 def logits_of_weights(
     config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: jax.Device
 ) -> np.ndarray:
-    """The same, of canonical weights."""
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), in the weights' dtype, of canonical weights."""
     return logits(build_model(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)
 
 

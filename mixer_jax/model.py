@@ -4,7 +4,7 @@ Twin of mixer_torch/model.py. Shapes: B images, S patches, C channels.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,8 @@ from jax import Array
 
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.weights.canonical import check_weights, from_flax, to_flax
-from mixer_jax.xla import affine, gradient_kept
-
-Record = Callable[[str, Array], None]
-
-
-def ignore(name: str, value: Array) -> None:
-    """Records nothing."""
+from mixer_jax.hooks import Hooks, Recorder
+from mixer_jax.xla import affine, linear, opaque_one
 
 
 class Stem(nnx.Module):
@@ -35,7 +30,7 @@ class Stem(nnx.Module):
         B, H, W, _ = pixels.shape
         P, C = self.kernel.shape[0], self.kernel.shape[-1]
         patches = pixels.reshape(B, H // P, P, W // P, P, 3).transpose(0, 1, 3, 2, 4, 5)
-        rows = affine(patches.reshape(-1, P * P * 3), self.kernel[...].reshape(-1, C), self.bias[...])
+        rows = affine(patches.reshape(-1, P * P * 3), self.kernel[...].reshape(-1, C), self.bias[...])  # (B S, C)
         return rows.reshape(B, -1, C)
 
 
@@ -47,30 +42,26 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out))
 
     def __call__(self, x: Array) -> Array:
-        # As rows, because XLA on the CPU is four times slower at the weights' gradient over two axes.
-        rows = x.reshape(-1, x.shape[-1])
-        return affine(rows, self.kernel[...], self.bias[...]).reshape(*x.shape[:-1], -1)
+        return linear(x, self.kernel[...], self.bias[...])
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU, Linear over the last axis, or over the axis before it (`over_tokens`)."""
+    """Linear, GELU, Linear over the channels of each token, or over the tokens of each channel (`over_tokens`)."""
 
     def __init__(self, size: int, hidden: int, gelu: str, over_tokens: bool):
         self.fc1 = Linear(size, hidden)
         self.fc2 = Linear(hidden, size)
         self.gelu, self.over_tokens = gelu, over_tokens
 
-    def __call__(self, x: Array, record: Record) -> Array:
-        hidden = self.fc1(self.turned(x))
-        record("fc1", self.turned(hidden))
+    def __call__(self, x: Array, hooks: Hooks) -> Array:
+        hidden = self.fc1(self._swap(x))  # (B, S, hidden), or over tokens (B, C, hidden)
+        hooks.record("mixing.fc1", self._swap(hidden))
         hidden = gelu(hidden, self.gelu)
-        record("gelu", self.turned(hidden))
-        y = self.turned(self.fc2(hidden))
-        record("fc2", y)
-        return y
+        hooks.record("mixing.gelu", self._swap(hidden))
+        return hooks.record("mixing.fc2", self._swap(self.fc2(hidden)))  # (B, S, C)
 
-    def turned(self, x: Array) -> Array:
-        # On the way in and on the way out, so that all between are rows: where the middle axis is contracted
+    def _swap(self, x: Array) -> Array:
+        # Once on the way in and once on the way out, as the paper's code does. Where the middle axis is contracted
         # instead, XLA on the CPU transposes for every product, and the whole takes more than twice as long.
         return x.swapaxes(1, 2) if self.over_tokens else x
 
@@ -87,16 +78,16 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size))
         self.epsilon, self.over_tokens = epsilon, over_tokens
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, hooks: Hooks) -> Array:
         axis, column = (1, (slice(None), None)) if self.over_tokens else (-1, ...)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = wide - wide.mean(axis, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis, keepdims=True) + self.epsilon)
-        return (centred * inverse * self.scale[column] + self.bias[column]).astype(x.dtype)
+        return hooks.record("norm", (centred * inverse * self.scale[column] + self.bias[column]).astype(x.dtype))
 
 
 class Block(nnx.Module):
-    """x + token_mixing(norm(x)), then x + channel_mixing(norm(x)); (B, S, C) -> (B, S, C)."""
+    """x + token_mixing(token_norm(x)), then x + channel_mixing(channel_norm(x)); (B, S, C) -> (B, S, C)."""
 
     def __init__(self, config: ModelConfig):
         C, S, epsilon = config.hidden_dim, config.num_patches, config.layer_norm_epsilon
@@ -106,14 +97,10 @@ class Block(nnx.Module):
         self.channel_norm = LayerNorm(C, epsilon)
         self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
 
-    def __call__(self, x: Array, drop_path: Array | None, record: Record) -> Array:
-        one = 1 + 0 * self.token_norm.scale[0]
-        for i, (norm, mlp) in enumerate((("token_norm", "token_mixing"), ("channel_norm", "channel_mixing"))):
-            y = getattr(self, norm)(x)
-            record(norm, y)
-            y = getattr(self, mlp)(y, _within(record, mlp))
-            x = gradient_kept(x + (y if drop_path is None else y * drop_path[i, :, None, None]), one)
-            record(mlp, x)
+    def __call__(self, x: Array, hooks: Hooks) -> Array:
+        token, channel = hooks.branches(opaque_one(self.token_norm.scale))
+        x = token.add(x, self.token_mixing(self.token_norm(x, token), token))  # (B, S, C)
+        x = channel.add(x, self.channel_mixing(self.channel_norm(x, channel), channel))  # (B, S, C)
         return x
 
 
@@ -127,25 +114,21 @@ class Mixer(nnx.Module):
         self.norm = LayerNorm(config.hidden_dim, config.layer_norm_epsilon)
         self.head = Linear(config.hidden_dim, config.num_classes)
 
-    def __call__(self, pixels: Array, drop_path: Array | None = None, record: Record = ignore) -> Array:
+    def __call__(self, pixels: Array, drop_path: Array | None = None, recorder: Recorder | None = None) -> Array:
         """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
 
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
-        mixer_common.plan.drop_paths.drop_path_scales); None keeps all, as in evaluation.
-        record: called with the name and value of every activation in network order
-        (mixer_common.config.activation_names).
+        mixer_common.plan.drop_paths.drop_path_scales); None drops nothing, as in evaluation.
+        recorder: called with the name and value of every activation in network order
+        (mixer_common.config.model.activation_names).
         """
-        x = self.stem(pixels)
-        record("stem", x)
+        hooks = Hooks(recorder, drop_path)
+        x = hooks.record("stem", self.stem(pixels))  # (B, S, C)
         for i, block in enumerate(self.blocks):
-            x = block(x, None if drop_path is None else drop_path[i], _within(record, f"blocks.{i}"))
-        x = self.norm(x)
-        record("norm", x)
-        x = x.mean(axis=1)
-        record("pool", x)
-        logits = self.head(x)
-        record("head", logits)
-        return logits
+            x = block(x, hooks.block(i))  # (B, S, C)
+        x = self.norm(x, hooks)  # (B, S, C)
+        x = hooks.record("pool", x.mean(axis=1))  # (B, C)
+        return hooks.record("head", self.head(x))  # (B, num_classes)
 
 
 def build_model(
@@ -189,7 +172,3 @@ def gelu(x: Array, form: str) -> Array:
 
 def _dotted(path: tuple) -> str:
     return ".".join(map(str, path))
-
-
-def _within(record: Record, prefix: str) -> Record:
-    return lambda name, value: record(f"{prefix}.{name}", value)

@@ -8,7 +8,7 @@ from mixer_common.plan.epoch import PIXEL_SCALE
 from mixer_common.plan.resize import resize_matrix
 
 
-def to_pixels(images: Array, image_size: tuple[int, int], dtype: np.dtype) -> Array:
+def bytes_to_pixels(images: Array, image_size: tuple[int, int], dtype: np.dtype) -> Array:
     """Bytes (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, *image_size, 3) where that differs.
 
     2 · byte − 255 is exact in `dtype` (float32 or float64), and one product follows: however a compiler

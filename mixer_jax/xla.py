@@ -1,4 +1,4 @@
-"""How XLA is asked to compile. Without a twin: PyTorch's eager code is not compiled."""
+"""What XLA on the CPU needs besides the mathematics. Without a twin: PyTorch's eager code is not compiled."""
 
 from functools import cache
 
@@ -7,6 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from mixer_common.config.model import ModelConfig
+
+
+def linear(x: Array, kernel: Array, bias: Array) -> Array:
+    """x · kernel + bias over the last axis of x (..., in); kernel (in, out)."""
+    rows = x.reshape(-1, x.shape[-1])
+    return affine(rows, kernel, bias).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
@@ -24,17 +30,23 @@ def _affine_gradients(factors: tuple[Array, Array], g: Array) -> tuple[Array, Ar
 affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _affine_gradients)
 
 
+def opaque_one(scale: Array) -> Array:
+    """1, made of a LayerNorm's scale so that XLA does not know it."""
+    return 1 + 0 * scale[0]
+
+
 @jax.custom_vjp
-def gradient_kept(x: Array, one: Array) -> Array:
+def materialize_gradient(x: Array, one: Array) -> Array:
     """x, whose gradient is computed once; `one` () is 1, which XLA must not know.
 
     A residual's gradient is the sum of all those of the branches after it. XLA on the CPU computes it anew
     wherever it is read, from all its summands, unless a division is part of it.
     """
+    del one
     return x
 
 
-gradient_kept.defvjp(lambda x, one: (x, one), lambda one, g: (g / one, jnp.zeros_like(one)))
+materialize_gradient.defvjp(lambda x, one: (x, one), lambda one, g: (g / one, jnp.zeros_like(one)))
 
 
 def compiler_options(device: jax.Device, config: ModelConfig) -> dict[str, str]:

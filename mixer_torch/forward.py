@@ -1,4 +1,4 @@
-"""The forward pass from bytes to logits. Twin of mixer_jax/evaluate.py."""
+"""The forward pass from bytes to logits. Twin of mixer_jax/forward.py."""
 
 from collections.abc import Mapping
 
@@ -9,21 +9,27 @@ from torch import Tensor
 from mixer_common.config.model import ModelConfig
 from mixer_common.machine import is_memory_exhausted
 from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
-from mixer_torch.model import Mixer, Record, build_model, ignore
-from mixer_torch.pixels import to_pixels
+from mixer_torch.hooks import Recorder
+from mixer_torch.model import Mixer, build_model
+from mixer_torch.pixels import bytes_to_pixels
 
 BATCH_SIZE = 500
 
 
-def forward(model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str, record: Record = ignore) -> Tensor:
-    """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights."""
+def forward(
+    model: Mixer, images: Tensor, drop_path: Tensor | None, precision: str, recorder: Recorder | None = None
+) -> Tensor:
+    """Logits (B, num_classes) of images (B, H, W, 3), uint8 or augmented, in the dtype of the weights.
+
+    drop_path, recorder: see Mixer.
+    """
     dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
-    pixels = to_pixels(images, model.config.image_size, dtype).to(compute)
+    pixels = bytes_to_pixels(images, model.config.image_size, dtype).to(compute)
     drop_path = None if drop_path is None else drop_path.to(compute)
     if compute == dtype:
-        return model(pixels, drop_path, record)
+        return model(pixels, drop_path, recorder)
     weights = {name: p.to(compute) for name, p in model.named_parameters()}
-    return torch.func.functional_call(model, weights, (pixels, drop_path, record)).to(dtype)
+    return torch.func.functional_call(model, weights, (pixels, drop_path, recorder)).to(dtype)
 
 
 @torch.no_grad()
@@ -48,5 +54,5 @@ def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_S
 def logits_of_weights(
     config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: torch.device
 ) -> np.ndarray:
-    """The same, of canonical weights."""
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), in the weights' dtype, of canonical weights."""
     return logits(build_model(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)

@@ -3,7 +3,7 @@
 Twin of mixer_jax/model.py. Shapes: B images, S patches, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.weights.canonical import check_weights
-
-Record = Callable[[str, Tensor], None]
-
-
-def ignore(name: str, value: Tensor) -> None:
-    """Records nothing."""
+from mixer_torch.hooks import Hooks, Recorder
 
 
 class Stem(nn.Conv2d):
@@ -31,7 +26,7 @@ class Stem(nn.Conv2d):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear over the last axis, or over the axis before it (`over_tokens`)."""
+    """Linear, GELU, Linear over the channels of each token, or over the tokens of each channel (`over_tokens`)."""
 
     def __init__(self, size: int, hidden: int, gelu: str, over_tokens: bool):
         super().__init__()
@@ -39,17 +34,15 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, size)
         self.gelu, self.over_tokens = gelu, over_tokens
 
-    def forward(self, x: Tensor, record: Record) -> Tensor:
-        hidden = self.fc1(self.turned(x))
-        record("fc1", self.turned(hidden))
+    def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
+        hidden = self.fc1(self._swap(x))  # (B, S, hidden), or over tokens (B, C, hidden)
+        hooks.record("mixing.fc1", self._swap(hidden))
         hidden = F.gelu(hidden, approximate="tanh" if self.gelu == "tanh" else "none")
-        record("gelu", self.turned(hidden))
-        y = self.turned(self.fc2(hidden))
-        record("fc2", y)
-        return y
+        hooks.record("mixing.gelu", self._swap(hidden))
+        return hooks.record("mixing.fc2", self._swap(self.fc2(hidden)))  # (B, S, C)
 
-    def turned(self, x: Tensor) -> Tensor:
-        # On the way in and on the way out, so that all between are rows: where the middle axis is contracted
+    def _swap(self, x: Tensor) -> Tensor:
+        # Once on the way in and once on the way out, as the paper's code does. Where the middle axis is contracted
         # instead, the weights' gradient is one product for every image, and the whole takes half as long again.
         return x.transpose(1, 2) if self.over_tokens else x
 
@@ -61,14 +54,14 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(size, eps=epsilon)
         self.over_tokens = over_tokens
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         if self.over_tokens:
-            return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        return super().forward(x)
+            return hooks.record("norm", super().forward(x.transpose(1, 2)).transpose(1, 2))
+        return hooks.record("norm", super().forward(x))
 
 
 class Block(nn.Module):
-    """x + token_mixing(norm(x)), then x + channel_mixing(norm(x)); (B, S, C) -> (B, S, C)."""
+    """x + token_mixing(token_norm(x)), then x + channel_mixing(channel_norm(x)); (B, S, C) -> (B, S, C)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -79,13 +72,10 @@ class Block(nn.Module):
         self.channel_norm = LayerNorm(C, epsilon)
         self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
 
-    def forward(self, x: Tensor, drop_path: Tensor | None, record: Record) -> Tensor:
-        for i, (norm, mlp) in enumerate((("token_norm", "token_mixing"), ("channel_norm", "channel_mixing"))):
-            y = getattr(self, norm)(x)
-            record(norm, y)
-            y = getattr(self, mlp)(y, _within(record, mlp))
-            x = x + (y if drop_path is None else y * drop_path[i, :, None, None])
-            record(mlp, x)
+    def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
+        token, channel = hooks.branches()
+        x = token.add(x, self.token_mixing(self.token_norm(x, token), token))  # (B, S, C)
+        x = channel.add(x, self.channel_mixing(self.channel_norm(x, channel), channel))  # (B, S, C)
         return x
 
 
@@ -100,25 +90,21 @@ class Mixer(nn.Module):
         self.norm = LayerNorm(config.hidden_dim, config.layer_norm_epsilon)
         self.head = nn.Linear(config.hidden_dim, config.num_classes)
 
-    def forward(self, pixels: Tensor, drop_path: Tensor | None = None, record: Record = ignore) -> Tensor:
+    def forward(self, pixels: Tensor, drop_path: Tensor | None = None, recorder: Recorder | None = None) -> Tensor:
         """Logits (B, num_classes) of pixels (B, H, W, 3) in [-1, 1], in the dtype of both.
 
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
-        mixer_common.plan.drop_paths.drop_path_scales); None keeps all, as in evaluation.
-        record: called with the name and value of every activation in network order
-        (mixer_common.config.activation_names).
+        mixer_common.plan.drop_paths.drop_path_scales); None drops nothing, as in evaluation.
+        recorder: called with the name and value of every activation in network order
+        (mixer_common.config.model.activation_names).
         """
-        x = self.stem(pixels)
-        record("stem", x)
+        hooks = Hooks(recorder, drop_path)
+        x = hooks.record("stem", self.stem(pixels))  # (B, S, C)
         for i, block in enumerate(self.blocks):
-            x = block(x, None if drop_path is None else drop_path[i], _within(record, f"blocks.{i}"))
-        x = self.norm(x)
-        record("norm", x)
-        x = x.mean(dim=1)
-        record("pool", x)
-        logits = self.head(x)
-        record("head", logits)
-        return logits
+            x = block(x, hooks.block(i))  # (B, S, C)
+        x = self.norm(x, hooks)  # (B, S, C)
+        x = hooks.record("pool", x.mean(dim=1))  # (B, C)
+        return hooks.record("head", self.head(x))  # (B, num_classes)
 
 
 def build_model(
@@ -145,7 +131,3 @@ def build_model(
 def to_canonical(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Canonical arrays of weights, gradients or moments under the model's parameter names; copies."""
     return {name: np.array(tensor.detach().cpu(), order="C") for name, tensor in tensors.items()}
-
-
-def _within(record: Record, prefix: str) -> Record:
-    return lambda name, value: record(f"{prefix}.{name}", value)

@@ -7,7 +7,7 @@ from mixer_common.plan.epoch import PIXEL_SCALE
 from mixer_common.plan.resize import resize_matrix
 
 
-def to_pixels(images: Tensor, image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def bytes_to_pixels(images: Tensor, image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Bytes (B, H, W, 3) -> [-1, 1], resized bilinearly to (B, *image_size, 3) where that differs.
 
     2 · byte − 255 is exact in `dtype` (float32 or float64), and one product follows: however a compiler

@@ -230,8 +230,8 @@ def test_stochastic_depth_drops_whole_branches_of_single_images():
 
 def test_bytes_become_the_same_pixels_to_the_bit():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    ours = np.asarray(jax.jit(lambda x: mixer_jax.pixels.to_pixels(x, (16, 16), np.float32))(images))
-    theirs = mixer_torch.pixels.to_pixels(torch.from_numpy(images), (16, 16), torch.float32).numpy()
+    ours = np.asarray(jax.jit(lambda x: mixer_jax.pixels.bytes_to_pixels(x, (16, 16), np.float32))(images))
+    theirs = mixer_torch.pixels.bytes_to_pixels(torch.from_numpy(images), (16, 16), torch.float32).numpy()
     assert (ours == theirs).all()
     assert ours.min() == -1
     assert ours.max() == 1
@@ -242,8 +242,10 @@ def test_bytes_become_the_same_pixels_to_the_bit():
 @pytest.mark.parametrize("image_shape", [(48, 48), (16, 16), (40, 24)])
 def test_images_of_another_size_are_resized_alike(precision, image_shape):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    ours = np.asarray(mixer_jax.pixels.to_pixels(images, image_shape, np.dtype(precision)))
-    theirs = mixer_torch.pixels.to_pixels(torch.from_numpy(images), image_shape, getattr(torch, precision)).numpy()
+    ours = np.asarray(mixer_jax.pixels.bytes_to_pixels(images, image_shape, np.dtype(precision)))
+    theirs = mixer_torch.pixels.bytes_to_pixels(
+        torch.from_numpy(images), image_shape, getattr(torch, precision)
+    ).numpy()
     assert ours.shape == (2, *image_shape, 3)
     assert relative_error(ours, theirs) <= 16 * UNIT_ROUNDOFF[precision]  # sums of at most 4 x 4 terms
 
