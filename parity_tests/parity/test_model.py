@@ -243,7 +243,9 @@ def test_bytes_become_the_same_pixels_to_the_bit():
 def test_images_of_another_size_are_resized_alike(precision, image_shape):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     ours = np.asarray(mixer_jax.pixels.bytes_to_pixels(images, image_shape, np.dtype(precision)))
-    theirs = mixer_torch.pixels.bytes_to_pixels(torch.from_numpy(images), image_shape, getattr(torch, precision)).numpy()
+    theirs = mixer_torch.pixels.bytes_to_pixels(
+        torch.from_numpy(images), image_shape, getattr(torch, precision)
+    ).numpy()
     assert ours.shape == (2, *image_shape, 3)
     assert relative_error(ours, theirs) <= 16 * UNIT_ROUNDOFF[precision]  # sums of at most 4 x 4 terms
 
