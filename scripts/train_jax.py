@@ -7,13 +7,13 @@ from mixer_common.training.arguments import TrainArguments, parse_train
 
 
 def main() -> int:
-    arguments = parse_train(TrainArguments, __doc__)
+    arguments, given = parse_train(TrainArguments, __doc__)
     reuse_freed_memory(activation_bytes(arguments.config, arguments.train.images_at_once))
     print("Starting JAX and reading the data ...", flush=True)
     from mixer_common.training.start import train
     from mixer_jax.framework import JaxFramework
 
-    return train(JaxFramework(), arguments)
+    return train(JaxFramework(), arguments, given)
 
 
 if __name__ == "__main__":

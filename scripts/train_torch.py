@@ -7,13 +7,13 @@ from mixer_common.training.arguments import TorchTrainArguments, parse_train
 
 
 def main() -> int:
-    arguments = parse_train(TorchTrainArguments, __doc__)
+    arguments, given = parse_train(TorchTrainArguments, __doc__)
     reuse_freed_memory(activation_bytes(arguments.config, arguments.train.images_at_once))
     print("Starting PyTorch and reading the data ...", flush=True)
     from mixer_common.training.start import train
     from mixer_torch.framework import TorchFramework
 
-    return train(TorchFramework(arguments.compile), arguments)
+    return train(TorchFramework(arguments.compile), arguments, given)
 
 
 if __name__ == "__main__":

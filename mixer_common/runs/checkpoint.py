@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from mixer_common.config.fields import from_dict
 from mixer_common.config.model import ModelConfig, model_config_from_json, weight_shapes
@@ -21,25 +23,26 @@ from mixer_common.weights.canonical import check_weights
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is: its model, its training and its data. config.json in the run and in its checkpoint."""
+    """The model of a run, its training and its data: config.json in the run's folder and in its checkpoint."""
 
-    model_name: str
-    recipe_name: str
-    framework: str  # the one that began the run
+    model_name: str  # in MODELS, or "custom"
+    recipe_name: str  # in RECIPES
+    framework: str  # "jax" or "torch": the one that began the run
     model: ModelConfig
     train: TrainConfig
     dataset: str  # its name
-    dataset_source: str
-    dataset_fingerprint: str
+    dataset_source: str  # Dataset.source
+    dataset_fingerprint: str  # Dataset.fingerprint
     class_names: tuple[str, ...]
     picture_size: int  # pixels, height and width of the data set's images
-    init_from: str = ""  # the weights that the run began from; empty: those that the seed draws
+    init_from: str = ""  # path of the weights that the run began from; empty: the seed drew them
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @staticmethod
     def from_json(path: Path) -> "RunConfig":
+        """The config in the file `path`, also an older version's. Raises UserError where it holds none."""
         values = read_json(path)
         if "model" in values and "train" not in values:
             raise UserError(
@@ -55,19 +58,21 @@ class RunConfig:
 class TrainingProgress:
     """How far a run has come."""
 
-    step: int
-    frameworks: tuple[tuple[str, int], ...]  # who trained, from which step on
-    train_seconds: float = 0.0  # in training steps, without compilation, evaluation and writing
-    compile_seconds: float = 0.0  # the first dispatch of every start
-    timed_steps: int = 0  # the steps that train_seconds covers
+    step: int  # steps done
+    frameworks: tuple[tuple[str, int], ...]  # each framework that trained, in order, and the step it began at
+    train_seconds: float = 0.0  # spent in training steps, without compilation, evaluation and writing
+    compile_seconds: float = 0.0  # spent in the first dispatch of every process, which compiles
+    timed_steps: int = 0  # number of steps that train_seconds covers
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """Everything that a run needs to continue to the same bits."""
+
     config: RunConfig
     progress: TrainingProgress
-    weights: Mapping[str, np.ndarray]  # canonical: the model's, with ema_decay averaged ones
-    moments: Mapping[str, Mapping[str, np.ndarray]]  # canonical, by recipe.moment_names
+    weights: Mapping[str, np.ndarray]  # canonical: the model's; with ema_decay, their average
+    moments: Mapping[str, Mapping[str, np.ndarray]]  # canonical, by the names of mixer_common.config.train.moment_names
 
     @property
     def last_framework(self) -> str:
@@ -77,28 +82,16 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes the folder whole or not at all: whatever happens, a complete checkpoint can be read."""
-    from safetensors.numpy import save as to_bytes
-
     new = hidden_sibling(folder, "new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         write_file(new / "config.json", checkpoint.config.to_json().encode())
-        # Contiguous, because safetensors writes the memory of a transposed view as it lies there.
-        write_file(
-            new / "model.safetensors",
-            to_bytes({name: np.ascontiguousarray(array) for name, array in checkpoint.weights.items()}),
-        )
-        write_file(
-            new / "optimizer.safetensors",
-            to_bytes(
-                {
-                    f"{moment}.{name}": np.ascontiguousarray(array)
-                    for moment, arrays in checkpoint.moments.items()
-                    for name, array in arrays.items()
-                }
-            ),
-        )
+        write_file(new / "model.safetensors", _to_bytes(checkpoint.weights))
+        moments = {
+            f"{moment}.{name}": array for moment, arrays in checkpoint.moments.items() for name, array in arrays.items()
+        }
+        write_file(new / "optimizer.safetensors", _to_bytes(moments))
         write_file(new / "progress.json", (json.dumps(asdict(checkpoint.progress), indent=2) + "\n").encode())
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -107,6 +100,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def exists(folder: Path) -> bool:
+    """Whether a checkpoint was written there; `load` checks whether it is whole."""
     return folder.exists() or hidden_sibling(folder, "old").exists()
 
 
@@ -124,9 +118,9 @@ def load(folder: Path) -> Checkpoint:
     values["frameworks"] = tuple(map(tuple, values.get("frameworks", ())))
     progress = from_dict(TrainingProgress, values, str(folder / "progress.json"))
     shapes = weight_shapes(config.model)
-    weights = read_arrays(folder / "model.safetensors")
+    weights = _read_arrays(folder / "model.safetensors")
     check_weights(weights, shapes, str(folder / "model.safetensors"))
-    arrays = read_arrays(folder / "optimizer.safetensors")
+    arrays = _read_arrays(folder / "optimizer.safetensors")
     names = moment_names(config.train)
     check_weights(
         arrays,
@@ -149,13 +143,16 @@ def load_run(folder: Path) -> Checkpoint:
     return load(folder / "checkpoint")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file. Raises UserError where it is missing or broken."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as a safetensors file."""
+    # Contiguous, because safetensors writes the memory of a transposed view as it lies there.
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file. Raises UserError where it is missing or broken."""
     try:
-        return load_file(path)
+        return safetensors.numpy.load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is incomplete; use another one.") from None
     except SafetensorError as error:

@@ -2,17 +2,27 @@
 
 import io
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from mixer_common import files
 from mixer_common.errors import UserError
-from mixer_common.files import make_folder
 from mixer_common.runs import checkpoint
-from mixer_common.runs.checkpoint import Checkpoint, RunConfig
+from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
+from mixer_common.runs.events import open_events
+
+# TensorBoard's tag for each figure of a row of metrics.jsonl that it shows.
+_TAGS = {
+    "train_loss": "loss/train",
+    "test_loss": "loss/test",
+    "test_accuracy": "accuracy/test",
+    "learning_rate": "learning_rate",
+}
+_STEPS_BETWEEN_EVENTS = 50
 
 
 def read_losses(run: Path) -> np.ndarray:
@@ -26,86 +36,105 @@ def read_losses(run: Path) -> np.ndarray:
         ) from None
 
 
-class RunFolder:
-    """config.json, metrics.jsonl, step_losses.npy, summary.json, checkpoint/, TensorBoard events, pictures/."""
+def read_resumable(path: Path) -> Checkpoint:
+    """The checkpoint that the run in the folder `path` goes on from. Raises UserError where there is none."""
+    RunConfig.from_json(path / "config.json")
+    if not checkpoint.exists(path / "checkpoint"):
+        raise UserError(f"{path} was stopped before its first checkpoint: begin it anew with --overwrite.")
+    return checkpoint.load(path / "checkpoint")
 
-    def __init__(self, path: Path):
+
+class RunFolder:
+    """The folder of a run that trains: config.json, metrics.jsonl, step_losses.npy, summary.json, checkpoint/,
+    pictures/ and TensorBoard's events.
+
+    `begin` and `resume` open one. Use it as a context, which closes the events.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, losses: np.ndarray, metrics: list[dict[str, Any]]):
+        """losses: of the steps so far, (steps,); metrics: the rows of the epochs so far."""
         self.path = path
         self.checkpoint = path / "checkpoint"
         self.pictures = path / "pictures"
-        self.metrics: list[dict[str, Any]] = []
-        self.step_losses: list[np.ndarray] = []
+        self.config = config
+        self.metrics = metrics
+        self._losses = [losses]
+        self._events = open_events(path, len(losses))
 
-    def create(self, config: RunConfig, overwrite: bool) -> None:
-        """Makes the folder. Raises UserError where a run lies there, unless it is to be overwritten."""
-        make_folder(self.path, overwrite, "run", "config.json", "continue it with --resume, ")
-        self.pictures.mkdir()
-        self.write_config(config)
-        self._open_events(0)
+    @classmethod
+    def begin(cls, path: Path, config: RunConfig, overwrite: bool) -> "RunFolder":
+        """Makes the folder for a new run. Raises UserError where something lies there, unless it is a run that is to
+        be overwritten."""
+        files.make_folder(path, overwrite, "run", "config.json", "continue it with --resume, ")
+        (path / "pictures").mkdir()
+        _write_config(path, config)
+        return cls(path, config, np.zeros(0, np.float32), [])
 
-    def resume(self) -> Checkpoint:
-        """Reads the checkpoint, and takes back what was logged after it. Raises UserError if it is no run."""
-        RunConfig.from_json(self.path / "config.json")
-        if not checkpoint.exists(self.checkpoint):
-            raise UserError(f"{self.path} was stopped before its first checkpoint: begin it anew with --overwrite.")
-        state = checkpoint.load(self.checkpoint)
-        step = state.progress.step
-        losses = read_losses(self.path)
+    @classmethod
+    def resume(cls, path: Path, config: RunConfig, step: int) -> "RunFolder":
+        """Opens the folder of a run whose checkpoint is at `step`, and drops what was logged after it.
+
+        Raises UserError where losses or metrics are damaged.
+        """
+        losses = read_losses(path)
         try:
-            lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
+            metrics_path = path / "metrics.jsonl"
+            lines = metrics_path.read_text().splitlines() if metrics_path.exists() else []
             rows = [json.loads(line) for line in lines]
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.path} cannot be resumed, its metrics.jsonl is damaged ({error}): start a new run."
+                f"{path} cannot be resumed, its metrics.jsonl is damaged ({error}): start a new run."
             ) from None
         if len(losses) < step:
             raise UserError(
-                f"{self.path / 'step_losses.npy'} holds {len(losses)} losses, but the checkpoint is "
+                f"{path / 'step_losses.npy'} holds {len(losses)} losses, but the checkpoint is "
                 f"at step {step}: start a new run."
             )
-        self.step_losses = [losses[:step]]
-        self.metrics = [row for row in rows if row["step"] <= step]
-        self.pictures.mkdir(exist_ok=True)
-        self._open_events(step)
-        return state
+        (path / "pictures").mkdir(exist_ok=True)
+        _write_config(path, config)
+        return cls(path, config, losses[:step], [row for row in rows if row["step"] <= step])
 
-    def write_config(self, config: RunConfig) -> None:
-        files.replace_file(self.path / "config.json", config.to_json().encode())
+    def __enter__(self) -> "RunFolder":
+        return self
 
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._events.close()
 
     def add_losses(self, losses: np.ndarray, first_step: int) -> None:
-        self.step_losses.append(losses)
-        for i in range(-first_step % 50, len(losses), 50):
-            self.events.add_scalar("loss/step", losses[i], first_step + i)
+        """Adds the training losses of the steps from `first_step` on, counted from 0."""
+        self._losses.append(losses)
+        for i in range(-first_step % _STEPS_BETWEEN_EVENTS, len(losses), _STEPS_BETWEEN_EVENTS):
+            self._events.add_scalar("loss/step", losses[i], first_step + i)
 
     def losses(self) -> np.ndarray:
         """Training loss of every step so far: (steps,)."""
-        self.step_losses = [np.concatenate(self.step_losses)] if self.step_losses else [np.zeros(0, np.float32)]
-        return self.step_losses[0]
+        self._losses = [np.concatenate(self._losses)]
+        return self._losses[0]
 
     def add_metrics(self, row: dict[str, Any]) -> None:
+        """Adds the figures of an epoch, a row of metrics.jsonl."""
         self.metrics.append(row)
-        for name, tag in (
-            ("train_loss", "loss/train"),
-            ("test_loss", "loss/test"),
-            ("test_accuracy", "accuracy/test"),
-            ("learning_rate", "learning_rate"),
-        ):
-            self.events.add_scalar(tag, row[name], row["step"])
+        for name, tag in _TAGS.items():
+            self._events.add_scalar(tag, row[name], row["step"])
 
-    def save(self, state: Checkpoint) -> None:
-        """Writes losses and metrics, then the checkpoint that they belong to."""
+    def save(
+        self,
+        progress: TrainingProgress,
+        weights: Mapping[str, np.ndarray],
+        moments: Mapping[str, Mapping[str, np.ndarray]],
+    ) -> None:
+        """Writes losses and metrics, then the checkpoint that they belong to. weights, moments: see Checkpoint."""
         buffer = io.BytesIO()
         np.save(buffer, self.losses())
         files.replace_file(self.path / "step_losses.npy", buffer.getvalue())
-        files.replace_file(self.metrics_path, "".join(json.dumps(row) + "\n" for row in self.metrics).encode())
-        checkpoint.save(self.checkpoint, state)
-        self.events.flush()
+        rows = "".join(json.dumps(row) + "\n" for row in self.metrics)
+        files.replace_file(self.path / "metrics.jsonl", rows.encode())
+        checkpoint.save(self.checkpoint, Checkpoint(self.config, progress, weights, moments))
+        self._events.flush()
 
-    def summarised(self, step: int) -> bool:
+    def has_summary(self, step: int) -> bool:
         """Whether the summary of the run's first `step` steps is written."""
         path = self.path / "summary.json"
         return path.exists() and files.read_json(path).get("steps") == step
@@ -113,14 +142,6 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         files.replace_file(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
-    def _open_events(self, step: int) -> None:
-        # tensorboardX imports torch where it is installed, for the name of a type; that takes seconds.
-        if hidden := "torch" not in sys.modules:
-            sys.modules["torch"] = None
-        try:
-            from tensorboardX import SummaryWriter
-        finally:
-            if hidden:
-                del sys.modules["torch"]
 
-        self.events = SummaryWriter(str(self.path), purge_step=step, write_to_disk=True)
+def _write_config(path: Path, config: RunConfig) -> None:
+    files.replace_file(path / "config.json", config.to_json().encode())

@@ -16,17 +16,18 @@ from mixer_common.config.train import TrainConfig
 from mixer_common.errors import UserError
 from mixer_common.options import DataDir, DatasetName, Device, one_of
 from mixer_common.runs.checkpoint import RunConfig
+from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights
 
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What a training script takes. Every detail of the model and of the recipe can be changed by its name."""
+    """The command line of a training script. Every field of the model and of the recipe can be changed by its name."""
 
     model: Annotated[
         str,
         tyro.conf.arg(
-            help=f"{one_of(MODELS)}; its sizes are the defaults below. Where it is left out, the recipe's own."
+            help=f"{one_of(MODELS)}; its sizes are the defaults below. If it is left out, the recipe decides."
         ),
     ] = "tutorial"
     recipe: Annotated[str, tyro.conf.arg(help=f"{one_of(RECIPES)}; its settings are the defaults below.")] = "tutorial"
@@ -37,11 +38,11 @@ class TrainArguments:
     resume: bool = False
     """Continue the run in --out, whichever framework began it."""
     overwrite: bool = False
-    """Delete the run in --out and begin anew."""
+    """Delete the run in --out and begin a new one."""
     init_from: Path | None = None
     """Start from these weights instead of --model: a run, or a file in any format that convert.py reads. Their
-    sizes are the defaults below; --image-size carries them to another size, and a head of another number of
-    classes than the data set's starts anew as zeros."""
+    sizes are the defaults below. --image-size carries them to another size. A head for another number of classes
+    than the data set has is replaced by zeros."""
     device: Device = "auto"
     config: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -56,9 +57,12 @@ class TorchTrainArguments(TrainArguments):
 Arguments = TypeVar("Arguments", bound=TrainArguments)
 
 
-def parse_train(kind: type[Arguments], description: str) -> Arguments:
-    """The command line's arguments. The named model or the weights to start from, and the named recipe, or the
-    run to resume, give the defaults."""
+def parse_train(arguments_type: type[Arguments], description: str) -> tuple[Arguments, ModelWeights | None]:
+    """The command line's arguments, and the weights of --init-from, or None where it is left out.
+
+    The defaults come from the run to resume, or else from the recipe and from the model or the weights that the
+    command line names. description: heads --help. Raises UserError where a name is unknown or a file cannot be read.
+    """
     names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names.add_argument("--model")
     names.add_argument("--recipe")
@@ -75,27 +79,30 @@ def parse_train(kind: type[Arguments], description: str) -> Arguments:
         raise UserError("--init-from brings its own model: leave --model out.")
     if named.resume and named.out:
         run = RunConfig.from_json(named.out / "config.json")
-        default = kind(
+        given = None
+        default = arguments_type(
             model=run.model_name, recipe=run.recipe_name, dataset=run.dataset, config=run.model, train=run.train
         )
     else:
-        recipe = named.recipe or kind.recipe
-        if named.init_from:
-            config = load_weights(named.init_from).config
+        recipe = named.recipe or arguments_type.recipe
+        given = load_weights(named.init_from) if named.init_from else None
+        if given:
+            config = given.config
             model = model_name(config)
         else:
-            model = named.model or RECIPE_MODELS.get(recipe, kind.model)
+            model = named.model or RECIPE_MODELS.get(recipe, arguments_type.model)
             config = by_name("model", MODELS, model)
-        default = kind(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
-    # A flag that is on by default can be given, too: a run's own, when it is resumed.
-    return tyro.cli(
-        kind,
+        default = arguments_type(model=model, recipe=recipe, config=config, train=by_name("recipe", RECIPES, recipe))
+    # Without FlagCreatePairsOff, so that --no-flip can switch off what a recipe or a resumed run has on.
+    arguments = tyro.cli(
+        arguments_type,
         description=description,
         default=default,
         config=(tyro.conf.OmitArgPrefixes,),
         registry=_registry(),
         args=_without_image_width(default.config.image_size),
     )
+    return arguments, given
 
 
 def _registry() -> ConstructorRegistry:

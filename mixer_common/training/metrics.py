@@ -1,4 +1,4 @@
-"""Figures of a classifier, from its logits in either framework."""
+"""Figures of a classifier, from its logits in either framework, and the speed of its training."""
 
 import numpy as np
 
@@ -24,3 +24,8 @@ def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     num_classes = logits.shape[1]
     flat = np.bincount(labels * num_classes + logits.argmax(axis=1), minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
+
+
+def images_per_second(batch_size: int, steps: int, seconds: float) -> float:
+    """Training images a second over so many steps; 0 where none was timed."""
+    return batch_size * steps / max(seconds, 1e-9)

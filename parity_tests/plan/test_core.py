@@ -57,7 +57,7 @@ def test_the_presets_that_the_project_sizes_itself():
 )
 def test_a_recipe_brings_its_model(monkeypatch, given, model, recipe):
     monkeypatch.setattr(sys, "argv", ["train_jax.py", *given])
-    arguments = parse_train(TrainArguments, "")
+    arguments, _ = parse_train(TrainArguments, "")
     assert (arguments.model, arguments.recipe) == (model, recipe)
     assert (arguments.config, arguments.train) == (MODELS[model], RECIPES[recipe])
 

@@ -225,7 +225,7 @@ def interrupted(script, monkeypatch, framework: str, out, number: signal.Signals
             signal.raise_signal(number)
         return losses
 
-    monkeypatch.setattr("mixer_common.training.loop.SECONDS_PER_DISPATCH", 0.1)
+    monkeypatch.setattr("mixer_common.training.dispatch.SECONDS_PER_DISPATCH", 0.1)
     monkeypatch.setattr(TRAINERS[framework], "train", train)
     code, stdout, _ = script(f"train_{framework}", *DIGITS, "--steps", 500, "--out", out)
     monkeypatch.undo()
