@@ -1,4 +1,6 @@
-"""Augmentation of a batch on the device, by the numbers of mixer_common/plan/augmentation.py. Twin of mixer_torch/augment.py.
+"""Augmentation of a batch on the device, by the numbers of mixer_common/plan/augmentation.py.
+
+Twin of mixer_torch/augment.py.
 
 Whatever has a threshold or rounds sees whole bytes, on which both frameworks agree exactly; everything after it is
 continuous, so that a rounding stays one.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mixer_common.config.model import ModelConfig
+from mixer_jax.device import Device
 
 
 def linear(x: Array, kernel: Array, bias: Array) -> Array:
@@ -66,7 +67,7 @@ def materialize_gradient(x: Array, one: Array) -> Array:
 materialize_gradient.defvjp(lambda x, one: (x, one), lambda one, g: (g / one, jnp.zeros_like(one)))
 
 
-def compiler_options(device: jax.Device, config: ModelConfig) -> dict[str, str]:
+def compiler_options(device: Device, config: ModelConfig) -> dict[str, str]:
     """XLA's options for a program that computes this model on this device.
 
     Symptom: XLA hands products and sums to a library (YNNPACK) that is faster for large matrices only. Gain: a forward
