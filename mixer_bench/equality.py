@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Whether implementations compute the same: without that, their times say nothing."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +13,18 @@ from mixer_common.errors import UserError
 
 
 def check_equal(benchmark: Benchmark, outputs: Mapping[str, Outputs], resized: bool) -> dict[str, float]:
-    """The error of each implementation's logits; UserError where logits or losses differ from the first one's by
-    more than rounding explains. resized: whether the images have another size than the model's."""
+    """The error of each implementation's logits: the largest difference from the first one's over the largest of those.
+
+    resized: whether the images have another size than the model's. Raises UserError where logits or losses differ from
+    the first one's by more than rounding explains.
+    """
     names = list(outputs)
     reference = outputs[names[0]]
     scale = float(np.abs(reference.logits).max())
     errors = {}
     for name in names:
         bound = logits_bound(benchmark, name, resized)
-        errors[name] = _distance(outputs[name].logits, reference.logits) / scale
+        errors[name] = _largest_difference(outputs[name].logits, reference.logits) / scale
         if not errors[name] <= bound:
             raise UserError(
                 f"{name} does not compute what {names[0]} computes: its logits differ by "
@@ -42,12 +45,13 @@ def check_equal(benchmark: Benchmark, outputs: Mapping[str, Outputs], resized: b
 
 
 def logits_bound(benchmark: Benchmark, implementation: str, resized: bool) -> float:
-    """Largest error of logits that rounding explains, of those of the largest."""
+    """The largest error of logits that rounding explains, as a share of the largest logit."""
     precision = benchmark.recipe.precision
     if implementation == "tutorial-loop" and resized:
         precision = "bfloat16"  # PIL resizes to bytes; half a byte is a rounding of bfloat16
-    return forward_bounds(benchmark.config, precision)["head"]
+    return forward_bounds(benchmark.model, precision)["head"]
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
+def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Infinite where the shapes differ."""
     return relative_error(a, b, 1.0) if a.shape == b.shape else math.inf

@@ -1,4 +1,4 @@
-"""Other people's Mixers in PyTorch, holding this project's weights and computing its function. No twin."""
+"""Other projects' Mixers in PyTorch, with this project's weights, so that they compute the same function."""
 
 from importlib import import_module
 
@@ -10,29 +10,35 @@ from mixer_bench.worker import Unavailable
 from mixer_common.config.model import ModelConfig
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.formats import to_format
-from mixer_torch.hooks import Recorder
 
 PACKAGES = {"timm": "timm", "lucidrains": "mlp-mixer-pytorch"}
 
 
 class OtherModel(nn.Module):
-    """A model of channels-first pixels where mixer_torch.model.Mixer stands otherwise."""
+    """A model that takes pixels (B, 3, H, W), called as mixer_torch.model.Mixer is: with pixels (B, H, W, 3).
+
+    What Mixer's `forward` takes besides is ignored: paths that are dropped, and a recorder.
+    """
 
     def __init__(self, config: ModelConfig, model: nn.Module):
         super().__init__()
         self.config, self.model = config, model
 
-    def forward(self, pixels: Tensor, drop_path: None = None, recorder: Recorder | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, *_: object) -> Tensor:
         return self.model(pixels.permute(0, 3, 1, 2))
 
 
 def build_other_model(
     format: str, config: ModelConfig, weights: dict[str, np.ndarray], device: torch.device, dtype: torch.dtype
 ) -> OtherModel:
-    """The model of timm or lucidrains, of the config's sizes, GELU and epsilon. Raises Unavailable without it."""
-    tokens, channels = (
+    """The Mixer of a package, with the sizes, GELU and LayerNorm epsilon of the config.
+
+    format: "timm" or "lucidrains"; weights: canonical. Raises Unavailable where the package is not installed.
+    """
+    # Both packages take a ratio of hidden sizes and round its product down.
+    tokens_ratio, channels_ratio = (
         (hidden + 0.5) / config.hidden_dim for hidden in (config.tokens_mlp_dim, config.channels_mlp_dim)
-    )  # they cut it off
+    )
     try:
         with torch.device("meta"):
             if format == "timm":
@@ -42,7 +48,7 @@ def build_other_model(
                     patch_size=config.patch_size,
                     num_blocks=config.num_blocks,
                     embed_dim=config.hidden_dim,
-                    mlp_ratio=(tokens, channels),
+                    mlp_ratio=(tokens_ratio, channels_ratio),
                 )
             else:
                 model = import_module("mlp_mixer_pytorch").MLPMixer(
@@ -52,8 +58,8 @@ def build_other_model(
                     dim=config.hidden_dim,
                     depth=config.num_blocks,
                     num_classes=config.num_classes,
-                    expansion_factor=tokens,
-                    expansion_factor_token=channels,
+                    expansion_factor=tokens_ratio,
+                    expansion_factor_token=channels_ratio,
                 )
     except ModuleNotFoundError:
         raise Unavailable(f"the package {PACKAGES[format]} is not installed") from None

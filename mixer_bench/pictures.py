@@ -8,12 +8,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mixer_bench.settings import Measurement
+from mixer_bench.results import Measurement
 from mixer_common.drawing import COLOURS, STYLE, save_figure
 
 
 def speeds(measurement: Measurement, path: Path) -> None:
-    """Images per second of each implementation of a benchmark, the quartiles, and the ratio to PyTorch's best."""
+    """Draws images per second of each implementation, with the quartiles and the ratio to PyTorch's best, as a PNG."""
     with rc_context(STYLE):
         save_figure(_speeds_figure(measurement), path)
 
@@ -22,7 +22,7 @@ def _speeds_figure(measurement: Measurement) -> Figure:
     results, settings, machine = measurement.results, measurement.settings, measurement.machine
     figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(results)), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(f"MLP-Mixer {settings['model']}: {measurement.what}", loc="left", pad=24, fontweight="bold")
+    axes.set_title(f"MLP-Mixer {settings['model']}: {measurement.title}", loc="left", pad=24, fontweight="bold")
     device = f"{machine['cpu']}, {machine['threads']} threads" if "CPU" in machine["device"] else machine["device"]
     axes.annotate(
         f"{device}; median and quartiles of {settings['rounds']} rounds",
@@ -62,10 +62,10 @@ def _speeds_figure(measurement: Measurement) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_axisbelow(True)
-    compared = any(result.ratio is not None for result in results)
+    has_ratios = any(result.ratio is not None for result in results)
     axes.set(
         xlim=(0, 1.3 * max(result.images_per_second_spread[1] for result in results)),
-        xlabel="images/s" + (" (ratio to the better of torch-eager and torch-compile)" if compared else ""),
+        xlabel="images/s" + (" (ratio to the better of torch-eager and torch-compile)" if has_ratios else ""),
     )
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}" if max(speeds) >= 10 else "{x:g}")
@@ -73,7 +73,10 @@ def _speeds_figure(measurement: Measurement) -> Figure:
 
 
 def accuracies(runs: Mapping[str, Sequence[Mapping[str, float]]], title: str, path: Path) -> None:
-    """Test accuracy of runs over time. runs: by name, for each epoch `minutes` since the start and `test_accuracy`."""
+    """Draws the test accuracy of runs over time as a PNG.
+
+    runs: by name, a row for each epoch with `minutes` since the start and `test_accuracy`, 0 to 1.
+    """
     with rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What a person sees of a benchmark: the first screen, the table, the files."""
+"""What a benchmark prints and writes: the first screen, the table, the JSON, the picture."""
 
 import json
 import sys
@@ -10,32 +10,33 @@ from rich.console import Console
 from rich.table import Table
 
 from mixer_bench.flops import flops_per_step
-from mixer_bench.settings import MODES, Benchmark, Measurement
+from mixer_bench.results import Measurement
+from mixer_bench.settings import MODES, Benchmark
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
 from mixer_common.machine import describe_machine
 
 
 def check_output(path: Path) -> None:
-    """Raises UserError or OSError where no file can be written at `path`; leaves what is there."""
+    """Raises UserError or OSError where no file can be written at `path`; leaves a file that is there as it is."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, but a file is written there: give it a name in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = path.exists()
+    existed = path.exists()
     path.open("ab").close()
-    if not there:
+    if not existed:
         path.unlink()
 
 
-def introduce(benchmark: Benchmark, dataset: Dataset) -> None:
-    """The first screen; the device and the versions follow when the workers tell them."""
-    config, recipe, host = benchmark.config, benchmark.recipe, describe_machine("")
+def print_introduction(benchmark: Benchmark, dataset: Dataset) -> None:
+    """Prints the first screen; the device and the versions follow when the workers run."""
+    config, recipe, host = benchmark.model, benchmark.recipe, describe_machine("")
     flops = flops_per_step(config, recipe.batch_size, benchmark.mode)
     steps = MODES[benchmark.mode] + (" with Adam" if benchmark.mode == "train" else "")
     if dataset.notice:
         print(f"\n*** {dataset.notice} ***\n")
     print(
-        f"Measured {steps} of MLP-Mixer {benchmark.model}, {config.num_parameters:,} parameters, "
+        f"Measured {steps} of MLP-Mixer {benchmark.model_name}, {config.num_parameters:,} parameters, "
         f"{config.image_size[0]}x{config.image_size[1]} px in patches of {config.patch_size}\n"
         f"         batches of {recipe.batch_size}, {recipe.precision}, {flops / 1e9:,.4g} GFLOP a step; "
         f"{benchmark.rounds} rounds, turns of about {benchmark.seconds:g} s\n"
@@ -45,8 +46,8 @@ def introduce(benchmark: Benchmark, dataset: Dataset) -> None:
     )
 
 
-def report(measurement: Measurement, json_path: Path | None, plot: Path | None) -> None:
-    """Prints the table, and writes the files that are asked for."""
+def print_report(measurement: Measurement) -> None:
+    """Prints the table and what explains it."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table(measurement))
     matmul = ", ".join(
@@ -59,19 +60,17 @@ def report(measurement: Measurement, json_path: Path | None, plot: Path | None) 
     )
     for name, reason in measurement.left_out.items():
         print(f"Left out: {name}: {reason}.")
-    if json_path:
-        json_path.write_text(json.dumps(asdict(measurement), indent=2) + "\n")
-        print(f"Figures  {json_path}")
-    if plot:
-        from mixer_bench import pictures
 
-        pictures.speeds(measurement, plot)
-        print(f"Picture  {plot}")
+
+def write_json(measurement: Measurement, path: Path) -> None:
+    """Writes all figures: the fields of Measurement, and of Result for each implementation."""
+    path.write_text(json.dumps(asdict(measurement), indent=2) + "\n")
 
 
 def table(measurement: Measurement) -> Table:
+    """One row for each implementation, the fastest in bold."""
     table = Table(
-        title=f"{measurement.settings['model']}, {measurement.what}",
+        title=f"{measurement.settings['model']}, {measurement.title}",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,

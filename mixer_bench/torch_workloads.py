@@ -1,4 +1,4 @@
-"""What the benchmark measures in PyTorch, run in a process of its own. Twin of mixer_jax/benchmark.py."""
+"""The benchmark's workloads in PyTorch; a worker process imports this file. Twin of jax_workloads.py."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,40 +14,42 @@ from mixer_bench.worker import Unavailable
 from mixer_bench.workload import Matmul, Outputs, Runtime, Workload, WorkloadConfig
 from mixer_common.plan.epoch import EpochPlan
 from mixer_torch import optimizer
-from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE, describe, prepare
+from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
 from mixer_torch.forward import forward
 from mixer_torch.framework import TorchFramework
-from mixer_torch.model import build_model as create_model
+from mixer_torch.model import build_model
 from mixer_torch.pixels import bytes_to_pixels
 from mixer_torch.train import Trainer
 
 
-def make_workload(setup: WorkloadConfig) -> Workload | Matmul:
-    """What `setup.implementation` names: torch-eager, torch-compile, timm, lucidrains, tutorial-loop, torch-matmul.
+def make_workload(config: WorkloadConfig) -> Workload | Matmul:
+    """The workload of config.implementation: one of torch-eager, torch-compile, timm, lucidrains, tutorial-loop and
+    torch-matmul.
 
     Raises UserError where the device is missing, Unavailable where a package is.
     """
-    device = prepare(setup.device, setup.recipe.precision)
-    if setup.implementation == "torch-matmul":
+    framework = TorchFramework()
+    device = framework.prepare(config.device, config.recipe.precision)
+    if config.implementation == "torch-matmul":
         return Matmul(
-            describe(device),
-            TorchFramework().versions,
-            partial(multiplier, device, setup.recipe.precision),
+            framework.describe(device),
+            framework.versions,
+            partial(multiplier, device, config.recipe.precision),
             2048 if device.type == "cpu" else 8192,
         )
-    runtime = Runtime(describe(device), TorchFramework().versions)
-    if setup.implementation == "tutorial-loop":
+    runtime = Runtime(framework.describe(device), framework.versions)
+    if config.implementation == "tutorial-loop":
         from mixer_bench.tutorial_loop import TutorialLoop
 
-        return TutorialLoop(setup, runtime, device)
-    measured = (Training if setup.mode == "train" else Forward)(setup, runtime, device)
-    if package := other_models.PACKAGES.get(setup.implementation):
+        return TutorialLoop(config, runtime, device)
+    workload = (Training if config.mode == "train" else Forward)(config, runtime, device)
+    if package := other_models.PACKAGES.get(config.implementation):
         runtime.versions[package] = version(package)
-    return measured
+    return workload
 
 
 def multiplier(device: torch.device, precision: str, size: int) -> Callable[[int], None]:
-    """A function that makes so many products of two matrices of (size, size), and waits for them."""
+    """A function that makes so many products of two matrices (size, size), and waits for them."""
     factors = np.random.default_rng(0).standard_normal((2, size, size)) / np.sqrt(size)
     x, y = torch.from_numpy(factors).to(device, COMPUTE_DTYPE[precision])
 
@@ -61,27 +63,27 @@ def multiplier(device: torch.device, precision: str, size: int) -> Callable[[int
 
 
 class Training(Workload):
-    """Training steps, eager or through torch.compile, of this project's model or another's."""
+    """Training steps of this project's model, eager or through torch.compile, or of another project's model."""
 
-    def __init__(self, setup: WorkloadConfig, runtime: Runtime, device: torch.device):
-        images = setup.images()
-        super().__init__(setup, runtime, images.shape)
+    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: torch.device):
+        images = config.images()
+        super().__init__(config, runtime, images.shape)
         self.device = device
-        weights = setup.weights()
+        weights = config.weights()
         self.trainer = Trainer(
-            setup.config,
-            setup.recipe,
+            config.model,
+            config.recipe,
             weights,
             images,
-            setup.labels(),
+            config.labels(),
             device=device,
-            compiled=setup.implementation == "torch-compile",
+            compiled=config.implementation == "torch-compile",
         )
-        if setup.implementation in other_models.PACKAGES:
+        if config.implementation in other_models.PACKAGES:
             self.trainer.model = other_models.build_other_model(
-                setup.implementation, setup.config, weights, device, WEIGHTS_DTYPE[setup.recipe.precision]
+                config.implementation, config.model, weights, device, WEIGHTS_DTYPE[config.recipe.precision]
             )
-            self.trainer.optimizer = optimizer.make_optimizer(setup.recipe, self.trainer.model)
+            self.trainer.optimizer = optimizer.make_optimizer(config.recipe, self.trainer.model)
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         self.trainer.begin_epoch(plan)
@@ -92,7 +94,7 @@ class Training(Workload):
     @torch.no_grad()
     def logits(self, indices: np.ndarray) -> np.ndarray:
         images = self.trainer.images[torch.from_numpy(indices).to(self.device)]
-        return forward(self.trainer.model, images, None, self.setup.recipe.precision).cpu().numpy()
+        return forward(self.trainer.model, images, None, self.config.recipe.precision).cpu().numpy()
 
     def outputs(self) -> Outputs:
         with _compilation():
@@ -103,19 +105,18 @@ class Training(Workload):
 
 
 class Forward(Workload):
-    """Forward passes, eager or through torch.compile, of this project's model or another's."""
+    """Forward passes of this project's model, eager or through torch.compile, or of another project's model."""
 
-    def __init__(self, setup: WorkloadConfig, runtime: Runtime, device: torch.device):
-        images = setup.images()
-        super().__init__(setup, runtime, images.shape)
+    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: torch.device):
+        images = config.images()
+        super().__init__(config, runtime, images.shape)
         self.device, self.images = device, torch.from_numpy(images).to(device)
-        given = setup.config, setup.weights(), device, COMPUTE_DTYPE[setup.recipe.precision]
-        foreign_one = setup.implementation in other_models.PACKAGES
-        self.model = (
-            other_models.build_other_model(setup.implementation, *given) if foreign_one else create_model(*given)
-        )
+        build = build_model
+        if config.implementation in other_models.PACKAGES:
+            build = partial(other_models.build_other_model, config.implementation)
+        self.model = build(config.model, config.weights(), device, COMPUTE_DTYPE[config.recipe.precision])
         self.model.eval()
-        self._one = torch.compile(self._step) if setup.implementation == "torch-compile" else self._step
+        self._one = torch.compile(self._step) if config.implementation == "torch-compile" else self._step
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         self.indices = torch.from_numpy(plan.indices).to(self.device)
@@ -136,19 +137,19 @@ class Forward(Workload):
         return device_memory(self.device)
 
     def _step(self, images: Tensor) -> Tensor:
-        precision = self.setup.recipe.precision
-        pixels = bytes_to_pixels(images, self.setup.config.image_size, WEIGHTS_DTYPE[precision])
+        precision = self.config.recipe.precision
+        pixels = bytes_to_pixels(images, self.config.model.image_size, WEIGHTS_DTYPE[precision])
         return self.model(pixels.to(COMPUTE_DTYPE[precision])).to(WEIGHTS_DTYPE[precision])
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Most bytes ever in use on the device; None where it is the host."""
+    """Most bytes ever in use on the device; None where the device is the host."""
     return None if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 @contextmanager
 def _compilation() -> Iterator[None]:
-    """Turns what torch.compile raises where it does not work, such as without a C compiler, into Unavailable."""
+    """Raises Unavailable where torch.compile does not work, such as without a C compiler."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
-"""The tutorial's loop as people write it: a data set of pictures, a loader with workers, eager, plain Adam.
+"""The tutorial's training loop as people write it: a data set of pictures, a loader with workers, eager, plain Adam.
 
-No twin: it stands for the code that this project is compared with. The model is the project's own.
+It stands for the code that this project is compared with, so it has no twin in JAX. The model is the project's own.
 """
 
 import time
@@ -22,11 +22,14 @@ from mixer_common.plan.epoch import EpochPlan
 from mixer_torch.model import build_model
 
 NUM_WORKERS = 2
-QUEUE = 2 * NUM_WORKERS  # batches that a loader's workers prepare ahead, its default
+QUEUE = 2 * NUM_WORKERS  # batches that a loader's workers prepare ahead: DataLoader's default
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images (N, H, W, 3) as PIL has them, each passed through the transforms when it is asked for."""
+    """Training pictures as torchvision's data sets give them: each goes through PIL and the transforms when it is read.
+
+    images: uint8 (N, H, W, 3); labels: int32 (N,).
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: ModelConfig):
         self.images, self.labels = images, labels
@@ -43,7 +46,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 class Loop:
-    """Model, criterion and optimizer, and what is done with a loader's batches."""
+    """A model with its criterion and optimizer. A batch is pixels (B, 3, H, W) and labels (B,)."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], device: torch.device):
         self.model, self.device = build_model(config, weights, device), device
@@ -51,7 +54,7 @@ class Loop:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """One step a batch; the sum of their losses."""
+        """Makes one step for each batch and returns the sum of their losses."""
         self.model.train()
         running_loss = 0.0
         for x, y in batches:
@@ -71,18 +74,18 @@ class Loop:
             yield self.model(_channels_last(x.to(self.device))), y.to(self.device)
 
 
-def tutorial_loop(
+def train_tutorial_loop(
     config: ModelConfig,
     weights: Mapping[str, np.ndarray],
     dataset: Dataset,
     epochs: int,
     batch_size: int,
     device: torch.device,
-    report: Callable[[int, float, float], None],
+    on_epoch: Callable[[int, float, float], None],
 ) -> float:
-    """Trains `epochs` epochs and returns the accuracy on the test images.
+    """Trains a model from canonical weights and returns its accuracy on the test images, 0 to 1.
 
-    report: called after each epoch with its number, its seconds and its mean loss.
+    on_epoch: is called after each epoch with its number, its seconds and its mean training loss.
     """
     loop = Loop(config, weights, device)
     batches = DataLoader(
@@ -91,20 +94,21 @@ def tutorial_loop(
     for epoch in range(epochs):
         start = time.perf_counter()
         running_loss = loop.train(batches)
-        report(epoch + 1, time.perf_counter() - start, running_loss / len(batches))
-    tests = DataLoader(Pictures(dataset.test_images, dataset.test_labels, config), batch_size, num_workers=NUM_WORKERS)
-    correct = sum((logits.argmax(dim=1) == y).sum().item() for logits, y in loop.predict(tests))
+        on_epoch(epoch + 1, time.perf_counter() - start, running_loss / len(batches))
+    test_pictures = Pictures(dataset.test_images, dataset.test_labels, config)
+    test_batches = DataLoader(test_pictures, batch_size, num_workers=NUM_WORKERS)
+    correct = sum((logits.argmax(dim=1) == y).sum().item() for logits, y in loop.predict(test_batches))
     return correct / len(dataset.test_labels)
 
 
 class TutorialLoop(Workload):
-    """The loop's steps for the benchmark. Its workers start before each turn and end with it."""
+    """The loop's steps for the benchmark. The loader's workers start before each turn and end with it."""
 
-    def __init__(self, setup: WorkloadConfig, runtime: Runtime, device: torch.device):
-        self.pictures = Pictures(setup.images(), setup.labels(), setup.config)
-        super().__init__(setup, runtime, self.pictures.images.shape)
+    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: torch.device):
+        self.pictures = Pictures(config.images(), config.labels(), config.model)
+        super().__init__(config, runtime, self.pictures.images.shape)
         self.device = device
-        self.loop = Loop(setup.config, setup.weights(), device)
+        self.loop = Loop(config.model, config.weights(), device)
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         self.indices = plan.indices
@@ -116,8 +120,11 @@ class TutorialLoop(Workload):
         return next(self.loop.predict(self._batches(indices[None])))[0].cpu().numpy()
 
     def seconds(self, steps: int) -> float:
-        """As in the middle of an epoch: the workers are ahead by as much at the end as at the beginning."""
-        ahead, batch_size = min(steps, QUEUE + 1), self.setup.recipe.batch_size
+        """Runs so many steps and returns how long they take in the middle of an epoch.
+
+        There, the loader's workers are ahead by as many batches at the end as at the beginning.
+        """
+        ahead, batch_size = min(steps, QUEUE + 1), self.config.recipe.batch_size
         shuffled = RandomSampler(self.pictures, num_samples=(ahead + steps + QUEUE) * batch_size)
         batches = iter(DataLoader(self.pictures, batch_size, sampler=shuffled, num_workers=NUM_WORKERS))
         self._run(islice(batches, ahead))
@@ -132,7 +139,7 @@ class TutorialLoop(Workload):
         return DataLoader(self.pictures, batch_sampler=indices.tolist(), num_workers=NUM_WORKERS)
 
     def _run(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float | np.ndarray:
-        if self.setup.mode == "train":
+        if self.config.mode == "train":
             return self.loop.train(batches)
         for logits, _ in self.loop.predict(batches):
             values = logits.cpu().numpy()

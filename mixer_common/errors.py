@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause, and how a script ends on it."""
+"""UserError, the error that a user can cause and repair, and how a script ends on it and on others like it."""
 
 import signal
 import sys
@@ -10,7 +10,10 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Runs a script's `main` and exits: with its return value, or on bad input with one line and code 2."""
+    """Runs a script's `main` and exits with its return value, an exit code or None for 0.
+
+    Bad input, too little memory and errors of the file system end in one line on stderr and code 2; Ctrl-C in 130.
+    """
     try:
         code = main()
     except UserError as error:
@@ -28,9 +31,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        filename = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: {error.strerror}{where}; check the path, its permissions and the free space, "
+            f"error: {error.strerror}{filename}; check the path, its permissions and the free space, "
             "then run the command again.",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""The machine that a run or a benchmark uses: threads, memory, versions, and how the C library hands memory out."""
+"""The machine that a run or a benchmark uses: threads, memory, versions, and the C library's handling of memory."""
 
 import ctypes
 import os
@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-# The words by which JAX, PyTorch and their libraries say that memory did not suffice, in lower case.
-_EXHAUSTED_WORDS = (
+# Parts of the messages in which JAX, PyTorch and their libraries report exhausted memory, in lower case.
+_EXHAUSTED_MESSAGES = (
     "resource_exhausted",
     "out of memory",
     "can't allocate memory",
@@ -31,7 +31,7 @@ _LARGEST_SHARE = 1 / 4
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """The machine as a benchmark's report names it: device, processor, threads, system, memory in bytes."""
+    """The machine as a benchmark's report describes it: device, processor, threads, system, memory in bytes."""
     return {
         "device": device,
         "cpu": processor_name(),
@@ -52,7 +52,7 @@ def processor_name() -> str:
 
 
 def num_threads() -> int:
-    """How many processors this process may use; as many threads compute."""
+    """The number of processors that this process may use, which is the number of threads that compute."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
@@ -63,7 +63,7 @@ def total_memory() -> int:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process ever held."""
+    """The most bytes of memory that this process ever held."""
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return info.peak_wset
@@ -76,10 +76,10 @@ def peak_memory() -> int:
 
 
 def is_memory_exhausted(error: BaseException | str) -> bool:
-    """Whether an error, or its text, says that memory, the device's or the machine's, did not suffice."""
+    """Whether an error, or its message, reports exhausted memory of the device or of the machine."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, str | RuntimeError) and any(words in str(error).lower() for words in _EXHAUSTED_WORDS)
+    return isinstance(error, str | RuntimeError) and any(part in str(error).lower() for part in _EXHAUSTED_MESSAGES)
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -108,7 +108,7 @@ def reuse_freed_memory(step_bytes: int) -> None:
 
 
 def malloc_environment(step_bytes: int) -> Mapping[str, str]:
-    """The environment variables with which a new process does the same as after `reuse_freed_memory`."""
+    """The environment variables with which a new process starts as if `reuse_freed_memory` had been called."""
     return {name: str(value) for name, _, value in _MALLOC_SETTINGS} if _is_worth_reusing(step_bytes) else {}
 
 

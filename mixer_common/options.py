@@ -21,16 +21,22 @@ DataDir = Annotated[
 FrameworkName = Annotated[
     Literal["auto", "jax", "torch"], tyro.conf.arg(help="The framework that computes; auto: the one that trained last.")
 ]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float64"],
+    tyro.conf.arg(
+        help="The arithmetic of the model; with bfloat16, the weights and the statistics of norms stay float32."
+    ),
+]
 
 
 def one_of(names: Iterable[str]) -> str:
-    """ "a, b or c": for the help of an option that takes one of them."""
+    """The names as "a, b or c", for the help of an option that takes one of them."""
     *others, last = names
     return f"{', '.join(others)} or {last}"
 
 
 def parse(arguments: type[T], description: str) -> T:
-    """The command line as a dataclass of `arguments`; `description` heads its --help."""
+    """Reads the command line as a dataclass of type `arguments`; `description` is the head of its --help."""
     return tyro.cli(
         arguments, description=description, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     )

@@ -1,4 +1,4 @@
-"""What the framework packages add to mixer_common, found by name and without importing them.
+"""The plugins by which the framework packages extend mixer_common, found by name and without importing them.
 
 mixer_common imports neither framework. Each registers in pyproject.toml, as entry points, what it adds: its Framework
 (group mlp_mixer.frameworks) and the files that only it can read (group mlp_mixer.containers). An entry is imported
@@ -14,7 +14,10 @@ _TITLES = {"jax": "JAX", "torch": "PyTorch"}
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """What the framework `name` registered in a group. Raises UserError where it is not installed."""
+    """The object that the framework `name` ("jax" or "torch") registered in a group.
+
+    Raises UserError where the framework, or a package that it needs, is not installed.
+    """
     title = _TITLES.get(name, name)
     install = f"install it with: pip install 'mlp-mixer-parity[{name}]'"
     found = entry_points(group=group, name=name)

@@ -1,7 +1,8 @@
-"""What a person sees of a long run: a bar in a terminal, plain lines elsewhere."""
+"""The progress of a long piece of work: a bar in a terminal; elsewhere, now and then a line."""
 
 import sys
 import time
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -9,6 +10,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -18,111 +20,83 @@ from rich.progress import (
 SECONDS_BETWEEN_LINES = 15
 
 
-class Display:
-    """Progress in steps. Use as a context; `update` as often as you like, `line` for what is to stay."""
+class _ProgressDisplay:
+    """A bar with the given columns between the description and the time that remains. Use it as a context."""
+
+    def __init__(self, *columns: ProgressColumn, transient: bool = False):
+        """transient: the bar disappears at the end."""
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *columns,
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=transient,
+        )
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def line(self, text: str) -> None:
+        """Prints a line that stays, above the bar."""
+        self.console.print(text, markup=False)
+        sys.stdout.flush()
+        self.last_line = time.monotonic()
+
+    def _occasional_line(self, text: str) -> None:
+        """Prints a line where there is no bar, at most one in SECONDS_BETWEEN_LINES."""
+        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.line(text)
+
+
+class Display(_ProgressDisplay):
+    """Progress in training steps, of which `done` out of `total` are done at the start."""
 
     def __init__(self, total: int, done: int):
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.total, self.started, self.done = total, time.monotonic(), done
-        self.last_line = self.started
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        super().__init__(MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        self.total = total
         self.task = self.bar.add_task("compiling", total=total, completed=done, figures="")
 
-    def __enter__(self) -> "Display":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def update(self, what: str, step: int, loss: float, images_per_second: float, seconds_left: float) -> None:
+    def update(self, stage: str, step: int, loss: float, images_per_second: float, seconds_left: float) -> None:
         figures = f"loss {loss:.4f}  {images_per_second:,.0f} images/s"
-        self.bar.update(self.task, description=what, completed=step, figures=figures)
-        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.line(f"  step {step:,} of {self.total:,}  {figures}  {seconds_left:,.0f} s left")
-
-    def line(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
-        sys.stdout.flush()
-        self.last_line = time.monotonic()
+        self.bar.update(self.task, description=stage, completed=step, figures=figures)
+        self._occasional_line(f"  step {step:,} of {self.total:,}  {figures}  {seconds_left:,.0f} s left")
 
 
-class ByteDisplay:
-    """Progress in bytes. Use as a context; call it with what happens, the bytes done and their total."""
+class ByteDisplay(_ProgressDisplay):
+    """Progress in bytes. Call it with the activity ("reading"), the bytes done and their total."""
 
     def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.last_line = time.monotonic()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        super().__init__(DownloadColumn(), TransferSpeedColumn())
         self.tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> "ByteDisplay":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total)
-        self.bar.update(self.tasks[what], completed=done, total=total)
-        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.console.print(f"  {what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-            self.last_line = time.monotonic()
+    def __call__(self, activity: str, done: int, total: int) -> None:
+        if activity not in self.tasks:
+            self.tasks[activity] = self.bar.add_task(activity, total=total)
+        self.bar.update(self.tasks[activity], completed=done, total=total)
+        self._occasional_line(f"  {activity} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
 
-class TurnDisplay:
-    """Progress in turns. Use as a context; `begin` a stage of so many, then say what each `turn` is about to do."""
+class TurnDisplay(_ProgressDisplay):
+    """Progress in turns. `begin` a stage of so many turns, then name each `turn` when it begins."""
 
     def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.last_line = time.monotonic()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
+        super().__init__(MofNCompleteColumn(), transient=True)
         self.task = self.bar.add_task("", total=0)
+        self.begun = 0
 
-    def __enter__(self) -> "TurnDisplay":
-        self.bar.start()
-        return self
+    def begin(self, stage: str, turns: int) -> None:
+        self.bar.reset(self.task, total=turns, description=stage)
+        self.begun = 0
 
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def begin(self, what: str, turns: int) -> None:
-        self.bar.reset(self.task, total=turns, description=what)
-        self.done = 0
-
-    def turn(self, what: str) -> None:
-        self.bar.update(self.task, description=what, completed=self.done)
-        self.done += 1
-        if not self.console.is_terminal and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.line(f"  {what}")
-
-    def line(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
-        sys.stdout.flush()
-        self.last_line = time.monotonic()
+    def turn(self, description: str) -> None:
+        self.bar.update(self.task, description=description, completed=self.begun)
+        self.begun += 1
+        self._occasional_line(f"  {description}")

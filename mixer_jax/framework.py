@@ -1,4 +1,4 @@
-"""JAX as the scripts see it: an implementation of mixer_common.training.interface.Framework.
+"""JAX as the scripts see it: an implementation of mixer_common.interface.Framework.
 
 Twin of mixer_torch/framework.py.
 """

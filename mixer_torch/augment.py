@@ -1,4 +1,4 @@
-"""Augmentation of a batch on the device, by the numbers of mixer_common/plan/augmentation.py.
+"""Augmentation of a batch on the device, by the numbers of mixer_common.plan.augmentation.
 
 Twin of mixer_jax/augment.py.
 

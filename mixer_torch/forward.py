@@ -54,5 +54,5 @@ def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_S
 def logits_of_weights(
     config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: torch.device
 ) -> np.ndarray:
-    """Logits (N, num_classes) of uint8 images (N, H, W, 3) in the weights' dtype, of the model with these weights."""
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), in the weights' dtype, of canonical weights."""
     return logits(build_model(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)

@@ -1,4 +1,4 @@
-"""PyTorch as the scripts see it: an implementation of mixer_common.training.interface.Framework.
+"""PyTorch as the scripts see it: an implementation of mixer_common.interface.Framework.
 
 Twin of mixer_jax/framework.py.
 """

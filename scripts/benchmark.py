@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mixer_bench.report import check_output, introduce, report
+from mixer_bench.report import check_output, print_introduction, print_report, write_json
 from mixer_bench.session import measure
 from mixer_bench.settings import IMPLEMENTATIONS, Benchmark
 from mixer_common.config.fields import by_name
 from mixer_common.config.presets import MODELS, RECIPES
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
-from mixer_common.options import one_of, parse
+from mixer_common.options import DataDir, DatasetName, Device, one_of, parse
 from mixer_common.plan.batches import steps_in_epoch
 
 
@@ -29,13 +29,12 @@ class Arguments:
     mode: Literal["train", "forward"] = "train"
     """Whole training steps with Adam, or the forward pass alone."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """As in training: bfloat16 is of the model, not of its weights."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: a GPU where there is one."""
+    """The type of the numbers; bfloat16 is the model's, and its weights are float32."""
+    device: Device = "auto"
     rounds: int = 7
-    """How many turns each implementation has."""
+    """Turns of each implementation."""
     seconds: float = 2.0
-    """How long a turn is, about; at least one step."""
+    """Seconds of a turn, about; at least one step."""
     only: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -47,10 +46,8 @@ class Arguments:
     """Write all figures to this file, too."""
     plot: Path | None = None
     """Draw the speeds as a PNG in this file, too."""
-    dataset: str = "auto"
-    """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
-    data_dir: Path | None = None
-    """Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
+    dataset: DatasetName = "auto"
+    data_dir: DataDir = None
 
 
 def main() -> None:
@@ -80,8 +77,17 @@ def main() -> None:
         arguments.rounds,
         arguments.only or tuple(IMPLEMENTATIONS),
     )
-    introduce(benchmark, dataset)
-    report(measure(benchmark, dataset), arguments.json, arguments.plot)
+    print_introduction(benchmark, dataset)
+    measurement = measure(benchmark, dataset)
+    print_report(measurement)
+    if arguments.json:
+        write_json(measurement, arguments.json)
+        print(f"Figures  {arguments.json}")
+    if arguments.plot:
+        from mixer_bench import pictures
+
+        pictures.speeds(measurement, arguments.plot)
+        print(f"Picture  {arguments.plot}")
 
 
 if __name__ == "__main__":

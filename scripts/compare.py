@@ -23,11 +23,11 @@ from mixer_common.comparison.differences import Comparison, LayerDifference, Sid
 from mixer_common.config.presets import model_name
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
+from mixer_common.interface import load_framework
 from mixer_common.options import parse
 from mixer_common.plan.random import generator
 from mixer_common.runs import checkpoint
 from mixer_common.runs.folder import read_losses
-from mixer_common.training.interface import load_framework
 from mixer_common.weights.canonical import ModelWeights, describe_assumed
 from mixer_common.weights.files import load_weights
 

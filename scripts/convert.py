@@ -1,7 +1,7 @@
 """Converts a Mixer's weights between formats.
 
-SOURCE is a run, a checkpoint or a file in any of these formats; what it is, its content tells, not its name.
-Whatever its shapes cannot tell is assumed as the format's own model has it, printed, and can be changed.
+SOURCE is a run, a checkpoint or a file in any of these formats; its content tells which one, not its name.
+What the file does not tell is assumed as in the format's own model, and printed; options state something else.
 """
 
 import time
@@ -11,46 +11,42 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mixer_common.config.model import ModelConfig
-from mixer_common.config.presets import model_name
 from mixer_common.errors import run_script
 from mixer_common.options import parse
 from mixer_common.terminal import ByteDisplay
 from mixer_common.weights.canonical import describe_assumed, replace_head
+from mixer_common.weights.description import describe_formats, describe_model, notes_for_reader
 from mixer_common.weights.files import check_target, load_weights, save_weights
-from mixer_common.weights.formats import DETAILS
 from mixer_common.weights.image_size import change_image_size
 
 
 @dataclass(frozen=True)
 class Arguments:
-    source: Annotated[Path, tyro.conf.Positional]
-    """A run, a checkpoint, or a file of weights."""
-    target: Annotated[Path, tyro.conf.Positional]
-    """What to write: for canonical a folder, else a file whose ending tells the container."""
-    to: str
-    """canonical (a folder with config.json and model.safetensors), npz or msgpack (the authors' Flax tree), timm or
-    lucidrains (mlp_mixer_pytorch): .safetensors, or .pth, .pt or .bin as torch.save writes them."""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """The run, the checkpoint, or the file of weights to convert."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """The folder to write for canonical, else the file, whose ending tells the container."""
+    to: Annotated[str, tyro.conf.arg(help=f"The format to write. {describe_formats()}.")]
     num_classes: int | None = None
-    """Replace the head by a zero one for so many classes."""
+    """Replace the head by one of zeros for this many classes. Default: keep the head."""
     image_size: int | None = None
-    """Carry the weights over to square images of this many pixels."""
+    """Change the weights to fit square images of this many pixels. Default: keep the size."""
     gelu: Literal["exact", "tanh"] | None = None
-    """State which GELU the model computes, where SOURCE does not tell or is wrong."""
+    """State the GELU that the model computes, where SOURCE does not tell or tells another. Default: SOURCE's."""
     layer_norm_epsilon: float | None = None
-    """State the LayerNorms' epsilon."""
+    """State the number that every LayerNorm adds to the variance. Default: SOURCE's."""
     image_shape: tuple[int, int] | None = None
-    """State height and width of the images, pixels, that SOURCE's patches stand for."""
+    """State height and width, in pixels, of the images that SOURCE's patches make up. Default: the squarest."""
     block: Literal["mixer", "tutorial"] | None = None
-    """State the block, where a canonical file has as many patches as channels."""
+    """State the block, where a canonical file has as many patches as channels. Default: SOURCE's."""
     overwrite: bool = False
-    """Replace TARGET, if it is such a file or a folder of weights."""
+    """Replace TARGET, if it is a file of weights or a folder with nothing but weights."""
 
 
 def main() -> None:
     arguments = parse(Arguments, __doc__)
     check_target(arguments.target, arguments.to, arguments.overwrite, arguments.source)
-    stated = {
+    details = {
         "gelu": arguments.gelu,
         "layer_norm_epsilon": arguments.layer_norm_epsilon,
         "block": arguments.block,
@@ -58,22 +54,22 @@ def main() -> None:
     }
     with ByteDisplay() as display:
         weights = load_weights(
-            arguments.source, display, **{name: value for name, value in stated.items() if value is not None}
+            arguments.source, display, **{name: value for name, value in details.items() if value is not None}
         )
     config = weights.config
     print(
         f"Source   {arguments.source}: {weights.format}, {config.num_parameters:,} parameters, "
         f"{'/'.join(sorted({str(array.dtype) for array in weights.arrays.values()}))}"
     )
-    print(f"Model    {describe(config)}")
+    print(f"Model    {describe_model(config)}")
     if weights.assumed:
         print(
             f"Assumed  {describe_assumed(weights)}, which the file does not tell; change it with --gelu, "
             "--layer-norm-epsilon, --image-shape, --block"
         )
     if arguments.image_size is not None:
-        weights, how = change_image_size(weights, arguments.image_size)
-        print(f"Changed  image size: {how}")
+        weights, change = change_image_size(weights, arguments.image_size)
+        print(f"Changed  image size: {change}")
     if arguments.num_classes is not None:
         weights = replace_head(weights, arguments.num_classes)
         print(f"Changed  head: zeros for {arguments.num_classes:,} classes in place of {config.num_classes:,}")
@@ -85,60 +81,8 @@ def main() -> None:
         f"Wrote    {arguments.target}: {arguments.to}, {weights.config.num_parameters:,} parameters, "
         f"{megabytes:,.1f} MB, in {time.perf_counter() - start:.1f} s"
     )
-    for line in to_set(weights.config, arguments.to):
-        print(f"         {line}")
-
-
-def describe(config: ModelConfig) -> str:
-    name, (height, width) = model_name(config), config.image_size
-    return (
-        f"{name}: images {height}x{width}, patches {config.patch_size}x{config.patch_size}, {config.num_blocks} "
-        f"{config.block} blocks, hidden_dim {config.hidden_dim}, tokens_mlp_dim {config.tokens_mlp_dim}, "
-        f"channels_mlp_dim {config.channels_mlp_dim}, {config.num_classes:,} classes"
-    )
-
-
-def to_set(config: ModelConfig, format: str) -> list[str]:
-    """What the reader of the file has to know, as it does not hold it."""
-    if format == "canonical":
-        return []
-    lines = [constructor(config, format)] if format in ("timm", "lucidrains") else []
-    differ = [
-        f"{name} {getattr(config, name)} instead of {own}"
-        for name, own in DETAILS[format].items()
-        if name != "init" and own != getattr(config, name)
-    ]
-    if differ:
-        lines.append(f"The reader must set {' and '.join(differ)}: {format} files do not hold it.")
-    if config.stochastic_depth:
-        lines.append(f"stochastic_depth {config.stochastic_depth:g} acts in training only; the file does not hold it.")
-    return lines
-
-
-def constructor(config: ModelConfig, format: str) -> str:
-    """The call that makes the model which takes the file's state dict."""
-    height, width = config.image_size
-    size = height if height == width else (height, width)
-    # Both packages compute int(ratio · hidden_dim), which must not fall below the size.
-    tokens, channels = (
-        hidden / config.hidden_dim
-        if int(hidden / config.hidden_dim * config.hidden_dim) == hidden
-        else (hidden + 0.5) / config.hidden_dim
-        for hidden in (config.tokens_mlp_dim, config.channels_mlp_dim)
-    )
-    if format == "lucidrains":  # its expansion_factor is the tokens', its expansion_factor_token the channels'
-        return (
-            f"Load it into mlp_mixer_pytorch.MLPMixer(image_size={size}, channels=3, "
-            f"patch_size={config.patch_size}, dim={config.hidden_dim}, depth={config.num_blocks}, "
-            f"num_classes={config.num_classes}, expansion_factor={tokens}, expansion_factor_token={channels})"
-        )
-    if model_name(config) in ("s32", "s16", "b32", "b16", "l32", "l16"):
-        return f'Load it into timm.create_model("mixer_{model_name(config)}_224", num_classes={config.num_classes})'
-    return (
-        f"Load it into timm.models.mlp_mixer.MlpMixer(img_size={size}, patch_size={config.patch_size}, "
-        f"num_blocks={config.num_blocks}, embed_dim={config.hidden_dim}, mlp_ratio=({tokens}, {channels}), "
-        f"num_classes={config.num_classes})"
-    )
+    for note in notes_for_reader(weights.config, arguments.to):
+        print(f"         {note}")
 
 
 if __name__ == "__main__":

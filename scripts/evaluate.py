@@ -14,10 +14,10 @@ from rich.table import Table
 from mixer_common import files
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
+from mixer_common.interface import load_framework
 from mixer_common.options import parse
 from mixer_common.runs import checkpoint, pictures
 from mixer_common.training import metrics
-from mixer_common.training.interface import load_framework
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import tyro
 
 from mixer_common.data import load_picture
 from mixer_common.errors import UserError, run_script
+from mixer_common.interface import load_framework
 from mixer_common.options import parse
 from mixer_common.runs import checkpoint
 from mixer_common.training import metrics
-from mixer_common.training.interface import load_framework
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Trains a Mixer by the tutorial's loop as people write it in PyTorch, to compare whole runs with.
 
-A data set of pictures, a loader with two workers, eager, plain Adam; the model is this project's. Prints, and
-writes no file.
+A data set of pictures, a loader with two workers, eager, plain Adam; the model is this project's. It prints its
+progress and its accuracy, and writes no file.
 """
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -15,7 +14,7 @@ from mixer_common.config.fields import by_name
 from mixer_common.config.presets import MODELS
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
-from mixer_common.options import one_of, parse
+from mixer_common.options import DataDir, DatasetName, Device, one_of, parse
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.initial import initial_weights
 
@@ -28,13 +27,10 @@ class Arguments:
     batch_size: int = 4
     """Images a step."""
     seed: int = 0
-    """Of the initial weights and of the order of the images."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: a GPU where there is one."""
-    dataset: str = "auto"
-    """cifar10, digits, or auto: CIFAR-10 where it is at hand or can be downloaded, else digits."""
-    data_dir: Path | None = None
-    """Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
+    """Seed of the initial weights and of the order of the images."""
+    device: Device = "auto"
+    dataset: DatasetName = "auto"
+    data_dir: DataDir = None
 
 
 def main() -> None:
@@ -48,7 +44,7 @@ def main() -> None:
     print("Starting PyTorch and reading the data ...", flush=True)
     import torch
 
-    from mixer_bench.tutorial_loop import tutorial_loop
+    from mixer_bench.tutorial_loop import train_tutorial_loop
     from mixer_torch.device import describe, prepare
     from mixer_torch.download import download_cifar10
 
@@ -65,7 +61,7 @@ def main() -> None:
     )
     torch.manual_seed(arguments.seed)
     start = time.perf_counter()
-    accuracy = tutorial_loop(
+    accuracy = train_tutorial_loop(
         config,
         initial_weights(config, arguments.seed),
         dataset,

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def by_name(kind: str, table: dict[str, T], name: str) -> T:
-    """table[name], or a UserError that lists the names there are."""
+    """table[name]. Raises UserError for an unknown name, with a list of all; `kind` says what they are names of."""
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -19,7 +19,10 @@ def by_name(kind: str, table: dict[str, T], name: str) -> T:
 
 
 def check_fields(config: Any) -> None:
-    """Checks every field of a dataclass of numbers and Literal choices, or tuples of names, against its annotation."""
+    """Raises UserError where a field of a dataclass does not hold what its annotation says.
+
+    The annotations may be int, float, bool, a Literal, a NamedTuple of whole numbers, or a tuple of names.
+    """
     for field in fields(config):
         value, kind = getattr(config, field.name), field.type
         if get_origin(kind) is Literal:
@@ -44,19 +47,20 @@ def check_fields(config: Any) -> None:
             raise UserError(f"{field.name} is {value!r}, but must be a finite number.")
 
 
-def from_dict(kind: type[T], values: Any, where: str) -> T:
-    """The dataclass `kind` from what its `asdict` became in JSON; `where` names the file in errors.
+def from_dict(kind: type[T], values: Any, origin: str) -> T:
+    """A dataclass of type `kind` from the JSON object that its `asdict` was written as.
 
-    A field with a default may be missing: it is younger than the file.
+    A field that has a default may be missing, since the file may be older than the field. Raises UserError where
+    another field is missing or unknown; `origin` names the file in it.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where} is missing or no JSON object: it was written by another version or changed.")
+        raise UserError(f"{origin} is missing or no JSON object: it was written by another version or changed.")
     names = {field.name for field in fields(kind)}
     required = {field.name for field in fields(kind) if field.default is MISSING}
     given = set(values)
     if not required <= given <= names:
         raise UserError(
-            f"{where} does not hold a {kind.__name__}: missing {sorted(required - given)}, "
+            f"{origin} does not hold a {kind.__name__}: missing {sorted(required - given)}, "
             f"unknown {sorted(given - names)}; it was written by another version or changed."
         )
     tuples = {field.name for field in fields(kind) if get_origin(field.type) is tuple}

@@ -10,7 +10,7 @@ from mixer_common.errors import UserError
 
 
 class ImageSize(NamedTuple):
-    """Pixels."""
+    """Height and width of an image in pixels."""
 
     height: int
     width: int
@@ -21,25 +21,25 @@ _SQUARE_32 = ImageSize(32, 32)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the function from pixels and weights to logits.
+    """The architecture of one Mixer: everything that decides the function from pixels and weights to logits.
 
-    image_size may be given as one number, for square images.
+    image_size may be given as one number, for square images. The comments beside the fields are their --help.
 
     Raises UserError where a size is not positive, does not divide, or a choice is unknown.
     """
 
-    image_size: ImageSize = _SQUARE_32  # pixels: height and width; one number: square
-    patch_size: int = 4  # pixels; divides height and width
-    num_classes: int = 10  # in training, the data set's
-    hidden_dim: int = 64  # C, the channels of every token
-    num_blocks: int = 2  # each mixes tokens, then channels
-    tokens_mlp_dim: int = 32  # hidden width of the block's first MLP
-    channels_mlp_dim: int = 256  # hidden width of the block's second MLP
-    block: Literal["mixer", "tutorial"] = "mixer"  # the paper's, or the tutorial's
-    gelu: Literal["exact", "tanh"] = "exact"  # x · Φ(x), or its tanh approximation
-    layer_norm_epsilon: float = 1e-5  # added to the variance
-    init: Literal["pytorch", "flax"] = "pytorch"  # whose default distribution the weights start from
-    stochastic_depth: float = 0.0  # drop rate of the last block; grows linearly from 0 in the first; 0: none
+    image_size: ImageSize = _SQUARE_32  # Height and width of the images in pixels; one number means a square.
+    patch_size: int = 4  # Side of a square patch in pixels; it must divide the height and the width of the image.
+    num_classes: int = 10  # Number of classes; in training, the data set decides it.
+    hidden_dim: int = 64  # Number of channels of every token, C in the paper.
+    num_blocks: int = 2  # Number of Mixer blocks; each mixes tokens, then channels.
+    tokens_mlp_dim: int = 32  # Hidden width of the token-mixing MLP, the first one of a block.
+    channels_mlp_dim: int = 256  # Hidden width of the channel-mixing MLP, the second one of a block.
+    block: Literal["mixer", "tutorial"] = "mixer"  # The paper's block, or that of the tutorial "MLP-Mixer in PyTorch".
+    gelu: Literal["exact", "tanh"] = "exact"  # The activation function: x · Φ(x), or its tanh approximation.
+    layer_norm_epsilon: float = 1e-5  # Number that every LayerNorm adds to the variance.
+    init: Literal["pytorch", "flax"] = "pytorch"  # The framework whose default distributions give the first weights.
+    stochastic_depth: float = 0.0  # Drop rate of the last block; it rises linearly from 0 in the first. 0: no drops.
 
     def __post_init__(self):
         object.__setattr__(self, "image_size", _image_size(self.image_size))
@@ -108,6 +108,12 @@ class Layer:
     activation: tuple[int, ...]  # shape for one image
     terms: int  # summands in one of its sums, 1 where it sums nothing; rounding errors grow with their root
     weight: tuple[int, ...] | None = None  # canonical shape; the bias is as long as its first axis; None: no weights
+    over_patches: bool = False  # it sums over the patches of each channel, not over the channels of each patch
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of its weight and bias; empty where it has none."""
+        return {f"{self.name}.weight": self.weight, f"{self.name}.bias": self.weight[:1]} if self.weight else {}
 
     @property
     def activation_size(self) -> int:
@@ -129,25 +135,20 @@ def layers(config: ModelConfig) -> Iterator[Layer]:
     yield Layer("stem", "stem", (S, C), 3 * P**2, (C, 3, P, P))
     for i in range(config.num_blocks):
         # The tutorial normalises over the patches, and its first MLP acts on the channels.
-        for norm, norm_size, mlp, width, hidden, over_tokens in (
-            (
-                "token_norm",
-                S if tutorial else C,
-                "token_mixing",
-                C if tutorial else S,
-                config.tokens_mlp_dim,
-                not tutorial,
-            ),
-            ("channel_norm", C, "channel_mixing", C, config.channels_mlp_dim, False),
+        for norm, mlp, hidden, norm_over_patches, mlp_over_patches in (
+            ("token_norm", "token_mixing", config.tokens_mlp_dim, tutorial, not tutorial),
+            ("channel_norm", "channel_mixing", config.channels_mlp_dim, False, False),
         ):
-            inside = (hidden, C) if over_tokens else (S, hidden)
-            yield Layer(f"blocks.{i}.{norm}", "norm", (S, C), norm_size, (norm_size,))
-            yield Layer(f"blocks.{i}.{mlp}.fc1", "linear", inside, width, (hidden, width))
-            yield Layer(f"blocks.{i}.{mlp}.gelu", "gelu", inside, 1)
-            yield Layer(f"blocks.{i}.{mlp}.fc2", "linear", (S, C), hidden, (width, hidden))
-            yield Layer(f"blocks.{i}.{mlp}", "residual", (S, C), 1)
+            size, width = S if norm_over_patches else C, S if mlp_over_patches else C
+            inside = (hidden, C) if mlp_over_patches else (S, hidden)
+            name = f"blocks.{i}.{mlp}"
+            yield Layer(f"blocks.{i}.{norm}", "norm", (S, C), size, (size,), norm_over_patches)
+            yield Layer(f"{name}.fc1", "linear", inside, width, (hidden, width), mlp_over_patches)
+            yield Layer(f"{name}.gelu", "gelu", inside, 1)
+            yield Layer(f"{name}.fc2", "linear", (S, C), hidden, (width, hidden), mlp_over_patches)
+            yield Layer(name, "residual", (S, C), 1)
     yield Layer("norm", "norm", (S, C), C, (C,))
-    yield Layer("pool", "pool", (C,), S)
+    yield Layer("pool", "pool", (C,), S, over_patches=True)
     yield Layer("head", "linear", (config.num_classes,), C, (config.num_classes, C))
 
 
@@ -158,8 +159,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers(config):
-        if layer.weight:
-            shapes |= {f"{layer.name}.weight": layer.weight, f"{layer.name}.bias": layer.weight[:1]}
+        shapes |= layer.weight_shapes
     return shapes
 
 
@@ -169,7 +169,7 @@ def activation_names(config: ModelConfig) -> list[str]:
 
 
 def activation_bytes(config: ModelConfig, num_images: int) -> int:
-    """About what the blocks' activations of so many images take in float32, which a training step holds at once."""
+    """About how many bytes of float32 activations a training step of so many images holds: those of the blocks."""
     sizes = sum(layer.activation_size for layer in layers(config) if layer.name.startswith("blocks."))
     return 4 * num_images * sizes
 

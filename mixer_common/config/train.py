@@ -1,4 +1,4 @@
-"""TrainConfig: how a run trains, the named recipes, and the numbers each step takes from them."""
+"""TrainConfig: how a run trains."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -48,32 +48,32 @@ class TrainConfig:
     freeze_backbone leaves every weight but the head's as it is.
     """
 
-    batch_size: int = 4  # images a step
-    accumulation: int = 1  # equal parts in which a step works off its batch: less memory, the same result
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # the formulas are in mixer_common/recipe.py
-    learning_rate: float = 1e-3  # the largest, after the warm-up
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: falls to 0 over the run
-    warmup_epochs: float = 0.0  # of linear rise of the learning rate
-    weight_decay: float = 0.0  # of matrices and filters; biases and norms never decay
-    clip_norm: float = 0.0  # largest norm of all gradients together; 0: any
-    label_smoothing: float = 0.0  # share of each label spread over all classes
-    crop_padding: int = 0  # black pixels around an image, of which a window of its size is cut at random
-    flip: bool = False  # every other image left to right, at random
-    trivial_augment: bool = False  # one operation of TrivialAugment on every image, with a random strength
-    operations: tuple[str, ...] = ()  # those that TrivialAugment draws from, such as rotate brightness; none: all 14
-    cutout: int = 0  # side of a grey square on every image, pixels; 0: none
-    mixup: float = 0.0  # alpha of the Beta(alpha, alpha) that mixes two images and their labels; 0: none
-    cutmix: float = 0.0  # alpha of the Beta that sizes a box put from another image; with mixup: one of the two a step
-    momentum: float = 0.9  # sgd's
-    beta1: float = 0.9  # adam's and adamw's
-    beta2: float = 0.999  # adam's and adamw's
-    adam_epsilon: float = 1e-8  # adam's and adamw's, added to the root
-    ema_decay: float = 0.0  # the model is an exponential moving average of the weights, such as 0.999; 0: they are
-    freeze_backbone: bool = False  # the head learns alone
-    epochs: int = 10  # passes through the training images
-    steps: int = 0  # 0: as many as the epochs have; else the run ends after so many
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: of the model, not its weights
-    seed: int = 0  # of the initial weights and of every random choice
+    batch_size: int = 4  # Images per step.
+    accumulation: int = 1  # Equal parts of a batch, computed one after the other to need less memory. 1: all at once.
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # The update rule: Adam, AdamW, or SGD with momentum.
+    learning_rate: float = 1e-3  # Largest learning rate; the warm-up, if there is one, ends at it.
+    schedule: Literal["constant", "cosine"] = "constant"  # Learning rate after the warm-up; cosine falls to 0.
+    warmup_epochs: float = 0.0  # Epochs in which the learning rate rises linearly to its largest. 0: no warm-up.
+    weight_decay: float = 0.0  # Decay of matrices and filters; biases and norms never decay. 0: no decay.
+    clip_norm: float = 0.0  # Largest norm of all gradients together; longer ones are scaled down to it. 0: no limit.
+    label_smoothing: float = 0.0  # Share of each label that is spread over all classes, below 1. 0: no smoothing.
+    crop_padding: int = 0  # Pixels of black border from which a window of the image's size is cut at random. 0: none.
+    flip: bool = False  # Flip every image left to right with probability 1/2.
+    trivial_augment: bool = False  # Apply one random operation of TrivialAugment with random strength to every image.
+    operations: tuple[str, ...] = ()  # The operations that TrivialAugment draws from, by name. None named: all 14.
+    cutout: int = 0  # Side in pixels of a grey square at a random place of every image. 0: no square.
+    mixup: float = 0.0  # Alpha of the Beta(alpha, alpha) by which mixup weights two images. 0: no mixup.
+    cutmix: float = 0.0  # Alpha of the Beta for CutMix's box; with mixup, each step does one of the two. 0: no CutMix.
+    momentum: float = 0.9  # Momentum of sgd; the other optimizers ignore it. 0: plain gradient descent.
+    beta1: float = 0.9  # Decay rate of the gradients' average in adam and adamw.
+    beta2: float = 0.999  # Decay rate of the squared gradients' average in adam and adamw.
+    adam_epsilon: float = 1e-8  # Number that adam and adamw add to the root that they divide by.
+    ema_decay: float = 0.0  # Decay, such as 0.999, of an average of the weights that is the model. 0: no average.
+    freeze_backbone: bool = False  # Train the head alone and leave every other weight as it is.
+    epochs: int = 10  # Passes through the training images.
+    steps: int = 0  # Steps after which the run ends, whatever --epochs says. 0: as many as the epochs have.
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # Arithmetic; bfloat16 keeps float32 weights.
+    seed: int = 0  # Seed of the initial weights and of every random choice.
 
     def __post_init__(self):
         check_fields(self)
@@ -120,11 +120,13 @@ class TrainConfig:
         return self.batch_size // self.accumulation
 
 
-# What each optimizer remembers of every parameter.
+# The arrays that each optimizer keeps for every parameter.
 MOMENTS = {"adam": ("first_moment", "second_moment"), "adamw": ("first_moment", "second_moment"), "sgd": ("momentum",)}
 
 
 def moment_names(recipe: TrainConfig) -> tuple[str, ...]:
-    """What a checkpoint holds beside the model's weights: the optimizer's moments, and where the model is an average,
-    the weights as trained."""
+    """Names of the sets of arrays that a checkpoint holds beside the model's weights.
+
+    They are the optimizer's moments and, where the model is an average of weights, the weights as trained.
+    """
     return (*MOMENTS[recipe.optimizer], *(("trained_weights",) if recipe.ema_decay else ()))

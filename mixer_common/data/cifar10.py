@@ -1,6 +1,6 @@
 """CIFAR-10 from whichever format a folder holds.
 
-Looked for in this order, the first that is there is read:
+These are looked for in this order, and the first that is there is read:
   1. Parquet files as Hugging Face has them: train-*.parquet and test-*.parquet
   2. cifar-10-batches-py/, the original archive unpacked (torchvision leaves this)
   3. cifar-10-python.tar.gz, the original archive itself
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mixer_common.data.batches import read_archive, read_batches_folder
 from mixer_common.data.decode import Split
 from mixer_common.data.parquet import read_parquet
+from mixer_common.data.python_batches import read_archive, read_batches_folder
 from mixer_common.data.tfds import read_tfds
 from mixer_common.errors import UserError
 
@@ -25,7 +25,7 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or file that holds CIFAR-10; `read` returns the training and the test split."""
+    """A folder or a file that holds CIFAR-10; `read` returns its training and its test split."""
 
     description: str
     read: Callable[[], tuple[Split, Split]]
@@ -64,7 +64,7 @@ def find_cifar10(data_dir: Path) -> Source | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names inside `folder`, sorted; none if it is no folder."""
+    """The names inside a folder, sorted; none where there is no such folder."""
     try:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -74,7 +74,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
-    """The files of one split in order; a UserError unless they are all there."""
+    """The files of one split in order. Raises UserError unless all of them are there."""
     names = [name for name in _names(folder) if re.fullmatch(rf"{split}-.*\.parquet", name)]
     if not names:
         raise UserError(f"{folder} holds Parquet files but no {split}-*.parquet: add the {split} split.")

@@ -22,17 +22,17 @@ class Dataset:
     """Training and test images with their labels."""
 
     name: str  # "cifar10" or "digits"
-    source: str  # for people: which format, which folder
+    source: str  # for people: the format and the folder
     train_images: np.ndarray  # uint8 (N, H, W, 3), C-contiguous
     train_labels: np.ndarray  # int32 (N,)
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
-    notice: str | None = None  # one loud sentence where `auto` fell back to digits
+    notice: str | None = None  # one sentence for people, where `auto` fell back to digits
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of all images and labels: the same data, the same digits."""
+        """The first 16 hex digits of the SHA-256 of all images and labels; equal data have equal fingerprints."""
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(repr(array.shape).encode())
@@ -51,13 +51,13 @@ def load_dataset(name: str, data_dir: Path | None, download: Callable[[Path], No
     Args:
       name: "cifar10"; "digits"; or "auto", which is CIFAR-10 where `data_dir` holds it or `download`
         brings it, else the digits, with `notice` set.
-      data_dir: where CIFAR-10 lies; `default_data_dir()` if None.
-      download: puts CIFAR-10 into the folder that it is given, or raises DownloadError; called only when
-        the folder holds none. None: never download.
+      data_dir: the folder that holds CIFAR-10 or receives it; `default_data_dir()` if None.
+      download: puts CIFAR-10 into a folder, or raises DownloadError; called only where the folder holds none.
+        None: never download.
 
     Raises:
-      UserError: unknown name; CIFAR-10 asked for and not to be had; or CIFAR-10 present but damaged,
-        which `auto` does not hide either.
+      UserError: the name is unknown; "cifar10" is neither there nor can be downloaded; or CIFAR-10 is there and
+        damaged, with "auto", too.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}.")

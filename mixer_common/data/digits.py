@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from mixer_common.data.decode import Split
 from mixer_common.plan.resize import resize_matrix
 
 IMAGE_SIZE = 32
 
 
-def load_digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """((training images, labels), (test images, labels)): uint8 (N, 32, 32, 3) and int32 (N,).
+def load_digits() -> tuple[Split, Split]:
+    """The training and the test split: images uint8 (N, 32, 32, 3), labels int32 (N,).
 
     The 1,797 images of 8x8 pixels are upscaled bilinearly and repeated to three equal channels. Every
     fifth image, from the first, is a test image: 360 of them, 1,437 for training.

@@ -1,4 +1,4 @@
-"""What both download functions share: is the host there, and how a failure is reported."""
+"""The parts that the download functions of both frameworks share: does the host answer, and the error of a failure."""
 
 import threading
 import urllib.request
@@ -20,7 +20,7 @@ class DownloadError(UserError):
 
 
 def host_answers(url: str, timeout: float = 3.0) -> bool:
-    """Whether a download of `url` starts (it is closed at once); False after `timeout` seconds at most."""
+    """Whether a download of `url` starts within `timeout` seconds; it is closed at once."""
     answered = threading.Event()
 
     def ask():

@@ -9,7 +9,7 @@ from mixer_common.errors import UserError
 
 
 def read_parquet(train: list[Path], test: list[Path]) -> tuple[Split, Split]:
-    """Training and test split, each from its shards in order.
+    """The training and the test split, each from its shards in order.
 
     Each file has a column `img` or `image` (a struct whose field `bytes` is a PNG or JPEG file) and an
     integer column `label`.

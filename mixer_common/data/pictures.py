@@ -10,8 +10,8 @@ from mixer_common.errors import UserError
 def load_picture(path: Path, size: int) -> np.ndarray:
     """Reads a picture of any format that Pillow knows as uint8 (size, size, 3).
 
-    It is turned as its EXIF orientation says and laid over white where it is transparent; the square in
-    its middle, as long as its shorter side, is resized to `size` pixels with antialiasing.
+    It is rotated as its EXIF orientation says and laid over white where it is transparent. The square in its middle,
+    as long as its shorter side, is resized to `size` pixels with antialiasing.
 
     Raises:
       UserError: the file is missing, no picture, or truncated.
@@ -45,5 +45,5 @@ def load_picture(path: Path, size: int) -> np.ndarray:
             "knows, such as PNG or JPEG."
         ) from error
 
-    # Cuts the square out before it resizes, so that a long thin picture needs no more memory than others.
+    # `fit` cuts the square out before it resizes, so that a long thin picture needs no more memory than others.
     return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR))

@@ -9,7 +9,7 @@ from mixer_common.errors import UserError
 
 
 def read_tfds(folder: Path) -> tuple[Split, Split]:
-    """Training and test split from a folder such as cifar10/3.0.2/, in file format array_record.
+    """The training and the test split from a folder such as cifar10/3.0.2/, in file format array_record.
 
     TFDS shuffles while it prepares; the feature `id` (train_00012) gives the original order back.
 

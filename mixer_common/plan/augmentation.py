@@ -1,6 +1,6 @@
-"""Augmentation of an epoch's images: every random number of it, drawn ahead; mixer_jax and mixer_torch apply them.
+"""The random numbers by which an epoch's images are augmented, drawn ahead; augment.py in each framework applies them.
 
-In the order of their application: crop and flip; one operation of TrivialAugment; cutout; mixup or CutMix.
+The order of application is: crop and flip; one operation of TrivialAugment; cutout; mixup or CutMix.
 """
 
 import numpy as np
@@ -11,17 +11,17 @@ from mixer_common.plan.random import generator
 Draws = dict[str, np.ndarray]  # by name, the first axis counts the epoch's steps
 
 GREY = 127.5  # the byte that becomes 0 in [-1, 1]
-STRENGTHS = 31  # equally spaced, from none to all; what they are is torchvision's TrivialAugmentWide's
+STRENGTHS = 31  # the number of equally spaced strengths of an operation, as in torchvision's TrivialAugmentWide
 
 
 def draw(recipe: TrainConfig, shape: tuple[int, int, int], epoch: int) -> Draws:
-    """What augments the images of epoch `epoch`.
+    """The random numbers that augment the images of epoch `epoch`.
 
-    shape: steps, height and width of the images. Names and trailing axes, B images in a batch; those of a
-    setting that is off are missing:
+    shape: the number of steps, and height and width of the images. With B images in a batch, the names and the axes
+    behind the steps are these; those of a setting that is off are missing:
 
     - crop_padding or flip: `corner` int32 (B, 2), row and column where the window begins, and `flip` bool (B,).
-    - trivial_augment: what `trivial_augment` returns.
+    - trivial_augment: the arrays that the function `trivial_augment` returns.
     - cutout: `cutout` int32 (B, 4), a box: top, left, bottom, right, the last two exclusive.
     - mixup or cutmix: `mixing_box` int32 (4,), in which image i becomes image B-1-i; `mixing_weight` float64 (),
       of image i outside the box; `label_weight` float64 (), of its label.
@@ -51,13 +51,18 @@ def draw(recipe: TrainConfig, shape: tuple[int, int, int], epoch: int) -> Draws:
 def trivial_augment(
     operation: np.ndarray, strength: np.ndarray, negative: np.ndarray, height: int, width: int
 ) -> Draws:
-    """Parameters of one operation an image: all others' are neutral. The arguments have any one shape.
+    """The parameters of one operation per image; those of all other operations are neutral.
 
-    operation: place in OPERATIONS; strength: 0 to STRENGTHS - 1; negative: whether signed ones go the other way.
-    Returned, behind that shape: `posterize` int32 (), bits that a byte keeps; `solarize` int32 (), the byte from
-    which on it is inverted; `equalize` and `autocontrast` bool (); `blend` float64 (4,), weights of the image,
-    its grey version, that one's mean and the smoothed image; `affine` float64 (2, 3), which takes row, column
-    and 1 of a pixel to the row and column it is sampled from.
+    The three arrays have the same shape. operation: index in OPERATIONS; strength: 0 to STRENGTHS - 1; negative:
+    whether an operation that has a sign goes the other way. height and width: of the images, pixels.
+
+    Returned, with these axes behind that shape:
+
+    - `posterize` int32 (), the bits of a byte that stay.
+    - `solarize` int32 (), the byte from which on bytes are inverted.
+    - `equalize` and `autocontrast` bool ().
+    - `blend` float64 (4,), weights of the image, its grey version, that one's mean and the smoothed image.
+    - `affine` float64 (2, 3), which takes row, column and 1 of a pixel to the row and column it is sampled from.
     """
 
     def by(name: str, value: np.ndarray | float, neutral: float) -> np.ndarray:

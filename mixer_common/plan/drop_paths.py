@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Stochastic depth: which branches a training step drops for each image (Huang et al. 2016, arXiv 1603.09382)."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ def drop_path_rates(config: ModelConfig) -> np.ndarray:
 
 
 def drop_path_scales(config: ModelConfig, steps: int, batch_size: int, seed: int, epoch: int) -> np.ndarray | None:
-    """What each branch is multiplied with for each image: float32 (steps, num_blocks, 2, batch_size).
+    """The factor of each branch for each image: float32 (steps, num_blocks, 2, batch_size).
 
-    0 where the branch is dropped, 1 / (1 - rate) where it is kept, so that the expectation is the
-    branch itself (Huang et al. 2016, arXiv 1603.09382). None where the config drops nothing.
+    It is 0 where the branch is dropped, else 1 / (1 - rate), so that its expectation is 1. None where the config
+    drops nothing.
     """
     if config.stochastic_depth == 0:
         return None

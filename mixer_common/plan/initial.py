@@ -1,8 +1,8 @@
-"""The start of a run: the same weights, to the bit, in either framework."""
+"""The initial weights of a run, the same bits in either framework."""
 
 import numpy as np
 
-from mixer_common.config.model import ModelConfig, weight_shapes
+from mixer_common.config.model import ModelConfig, layers
 from mixer_common.plan.random import generator
 
 # Standard deviation of a unit normal truncated at two deviations; variance-scaling divides by it.
@@ -10,7 +10,7 @@ _TRUNCATED_STD = 0.87962566103423978
 
 
 def initial_weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
-    """Canonical weights, float32.
+    """The weights that a run with this seed starts from: canonical, float32.
 
     init="pytorch": weights and biases uniform in ±1/√fan_in, as torch.nn.Linear and Conv2d draw them.
     init="flax": weights lecun-normal (truncated at two deviations), biases and the head zero, as the
@@ -18,20 +18,19 @@ def initial_weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     """
     random = generator(seed, 0, "init")
     weights: dict[str, np.ndarray] = {}
-    fan_in = 1
-    for name, shape in weight_shapes(config).items():
-        if "norm" in name:
-            array = np.full(shape, float(name.endswith(".weight")))
-        else:
-            if name.endswith(".weight"):  # a bias follows its weight and shares its fan-in
-                fan_in = int(np.prod(shape[1:]))
-            if config.init == "pytorch":
+    for layer in layers(config):
+        fan_in = layer.terms  # a bias shares its weight's
+        for name, shape in layer.weight_shapes.items():
+            is_bias = name.endswith(".bias")
+            if layer.kind == "norm":
+                array = np.zeros(shape) if is_bias else np.ones(shape)
+            elif config.init == "pytorch":
                 array = random.uniform(-1, 1, shape) / np.sqrt(fan_in)
-            elif name.endswith(".bias") or name == "head.weight":
+            elif is_bias or layer.name == "head":
                 array = np.zeros(shape)
             else:
                 array = _truncated_normal(random, shape) / (_TRUNCATED_STD * np.sqrt(fan_in))
-        weights[name] = array.astype(np.float32)
+            weights[name] = array.astype(np.float32)
     return weights
 
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The rates of each step: the learning rate, Adam's bias corrections, the step's share in the average of weights."""
 
 import math
 
@@ -8,11 +8,12 @@ from mixer_common.config.train import TrainConfig
 
 
 def total_steps(recipe: TrainConfig, steps_per_epoch: int) -> int:
+    """The number of steps of the whole run."""
     return recipe.steps or recipe.epochs * steps_per_epoch
 
 
 def learning_rates(recipe: TrainConfig, steps_per_epoch: int, first: int, last: int) -> np.ndarray:
-    """The learning rates of steps `first` to `last` - 1, counted from 0 over the whole run: float64.
+    """The learning rates of steps `first` to `last` - 1, counted from 0 over the whole run: float64 (steps,).
 
     A linear warm-up that reaches the full rate at its last step, then constant, or half a cosine that
     would reach 0 one step after the run's last (Loshchilov & Hutter 2017, arXiv 1608.03983).
@@ -38,6 +39,10 @@ def bias_corrections(recipe: TrainConfig, first: int, last: int) -> np.ndarray:
 
 
 def ema_rates(recipe: TrainConfig, first: int, last: int) -> np.ndarray:
-    """1 − dₜ, the share of steps `first` to `last` - 1 (t = step + 1) in the average: float64."""
+    """1 − dₜ, the share of steps `first` to `last` - 1 in the average of the weights: float64 (steps,).
+
+    dₜ = min(ema_decay, (1 + t) / (10 + t)) with t = step + 1, the rule of TensorFlow's ExponentialMovingAverage
+    with num_updates.
+    """
     t = np.arange(first + 1, last + 1, dtype=np.float64)
     return 1 - np.minimum(recipe.ema_decay, (1 + t) / (10 + t))

@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def last_framework(self) -> str:
-        """ "jax" or "torch": the one that trained last."""
+        """The framework that trained last: "jax" or "torch"."""
         return self.progress.frameworks[-1][0]
 
 

@@ -1,4 +1,7 @@
-"""The pictures of a run: its images, its curves, its confusion matrix and its predictions."""
+"""The pictures of a run: its images, its curves, its confusion matrix and its predictions.
+
+Images are uint8 (N, H, W, 3), labels integers (N,). Each function writes one PNG file, `path`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +21,10 @@ def first_batch(images: np.ndarray, labels: np.ndarray, class_names: Sequence[st
 
 
 def augmented_batch(images: np.ndarray, augmented: np.ndarray, path: Path) -> None:
-    """The first 16 images of a batch, each beside what augmentation made of it: bytes, as real numbers."""
+    """The first 16 images of a batch, each beside what augmentation made of it.
+
+    augmented: of the shape of images, bytes as real numbers.
+    """
     pairs = np.stack([images, np.rint(augmented).astype(np.uint8)], axis=1)[:16].reshape(-1, *images.shape[1:])
     captions = [("as it is", "black"), ("as trained on", "C0")] * (len(pairs) // 2)
     _sheet(pairs, captions, "First training images, before and after augmentation", path)
@@ -27,7 +33,8 @@ def augmented_batch(images: np.ndarray, augmented: np.ndarray, path: Path) -> No
 def predictions(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path
 ) -> None:
-    """The first 32 test images: predicted class and its probability; where wrong, in red with the true one."""
+    """The first 32 test images, each with its predicted class and that one's probability; where the class is wrong, in
+    red and with the true one. probabilities: (N, num_classes)."""
     captions = []
     for label, row in zip(labels[:32], probabilities, strict=False):
         best = int(row.argmax())
@@ -37,7 +44,10 @@ def predictions(
 
 
 def curves(step_losses: np.ndarray, metrics: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Training loss of the steps (smoothed), and loss and accuracy after each epoch."""
+    """Training loss of the steps, smoothed, and loss and accuracy after each epoch.
+
+    step_losses: (steps,); metrics: the rows of metrics.jsonl.
+    """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
@@ -65,7 +75,10 @@ def curves(step_losses: np.ndarray, metrics: Sequence[dict[str, Any]], title: st
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Rows: true classes; columns: predicted ones; shares of the row in colour, counts in figures."""
+    """The confusion matrix: counts in figures, their shares of the row in colour.
+
+    matrix: (num_classes, num_classes), rows are true classes, columns predicted ones.
+    """
     figure = Figure(figsize=(7.5, 7), layout="constrained")
     axes: Axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

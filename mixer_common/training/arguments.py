@@ -11,7 +11,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from mixer_common.config.fields import by_name
 from mixer_common.config.model import ImageSize, ModelConfig
-from mixer_common.config.presets import MODELS, RECIPE_MODELS, RECIPES, model_name
+from mixer_common.config.presets import MODELS, RECIPE_MODELS, RECIPES, describe_recipes, model_name
 from mixer_common.config.train import TrainConfig
 from mixer_common.errors import UserError
 from mixer_common.options import DataDir, DatasetName, Device, one_of
@@ -30,7 +30,10 @@ class TrainArguments:
             help=f"{one_of(MODELS)}; its sizes are the defaults below. If it is left out, the recipe decides."
         ),
     ] = "tutorial"
-    recipe: Annotated[str, tyro.conf.arg(help=f"{one_of(RECIPES)}; its settings are the defaults below.")] = "tutorial"
+    recipe: Annotated[
+        str,
+        tyro.conf.arg(help=f"{one_of(RECIPES)}; its settings are the defaults below. Measured: {describe_recipes()}."),
+    ] = "tutorial"
     dataset: DatasetName = "auto"
     data_dir: DataDir = None
     out: Path | None = None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mixer_common.training.interface import Trainer
+from mixer_common.interface import Trainer
 from mixer_common.training.signals import StopSignal
 
 # A signal is obeyed between two dispatches. Shorter ones would cost time: in JAX, making and giving back the buffers

@@ -8,10 +8,10 @@ import numpy as np
 from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
+from mixer_common.interface import Trainer
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.schedule import learning_rates
 from mixer_common.training.dispatch import DispatchClock
-from mixer_common.training.interface import Trainer
 from mixer_common.training.metrics import accuracy, cross_entropy, images_per_second
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from mixer_common.data import Dataset
+from mixer_common.interface import Framework, Trainer
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.epoch import epoch_plan
 from mixer_common.plan.schedule import total_steps
@@ -16,7 +17,6 @@ from mixer_common.terminal import Display
 from mixer_common.training import messages
 from mixer_common.training.dispatch import DispatchClock, dispatch_steps
 from mixer_common.training.evaluation import check_finite, evaluate_epoch
-from mixer_common.training.interface import Framework, Trainer
 from mixer_common.training.metrics import images_per_second
 from mixer_common.training.signals import StopSignal
 from mixer_common.training.summary import draw_results, summarise
@@ -35,11 +35,12 @@ def run_training(
     trainer: as it is after progress.step steps; device: described for people. Returns the script's exit code. Raises
     UserError where a training loss is no number.
     """
-    config, first_step, num_steps = run.config, progress.step, _num_steps(run.config, dataset)
-    logits = None
+    first_step, num_steps, logits = progress.step, _num_steps(run.config, dataset), None
+    version = f"{framework.name} {framework.versions[framework.name]}"
     with StopSignal() as stop:
-        version = f"{framework.name} {framework.versions[framework.name]}"
-        print(messages.introduction(config, dataset, num_steps, version, device, run.path, progress.step), flush=True)
+        print(
+            messages.introduction(run.config, dataset, num_steps, version, device, run.path, progress.step), flush=True
+        )
         if progress.step >= num_steps and run.has_summary(progress.step):
             print(messages.complete(progress.step))
             return 0
@@ -55,13 +56,9 @@ def run_training(
                 run.save(progress, trainer.weights(), trainer.moments())
             print(messages.stopped(stop.name, progress.step, num_steps, run.path))
             return stop.exit_code
-        if logits is None:  # an earlier process was stopped between the last checkpoint and its summary
+        if logits is None:  # an earlier process ended between the last checkpoint and the summary
             logits = trainer.logits(dataset.test_images)
-        last_row = run.metrics[-1]
-        run.write_summary(summarise(config, progress, dataset, last_row, framework, device))
-        title = f"{framework.name} {config.model_name} on {dataset.name}"
-        draw_results(run.pictures, title, run.losses(), run.metrics, logits, dataset)
-        print(messages.done(last_row["test_accuracy"], len(dataset.test_images), progress.train_seconds, run.path))
+        _finish(run, progress, dataset, logits, framework, device)
         return 0
 
 
@@ -112,6 +109,17 @@ def _train_epoch(
     )
     run.save(progress, trainer.weights(), trainer.moments())
     return progress, logits
+
+
+def _finish(
+    run: RunFolder, progress: TrainingProgress, dataset: Dataset, logits: np.ndarray, framework: Framework, device: str
+) -> None:
+    """Writes the summary and the pictures of the results. logits: of the test images, (N, num_classes)."""
+    last_row = run.metrics[-1]
+    run.write_summary(summarise(run.config, progress, dataset, last_row, framework, device))
+    title = f"{framework.name} {run.config.model_name} on {dataset.name}"
+    draw_results(run.pictures, title, run.losses(), run.metrics, logits, dataset)
+    print(messages.done(last_row["test_accuracy"], len(dataset.test_images), progress.train_seconds, run.path))
 
 
 def _num_steps(config: RunConfig, dataset: Dataset) -> int:

@@ -26,7 +26,7 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """ "SIGINT" or "SIGTERM": the signal that arrived. Raises ValueError where none did."""
+        """The name of the signal that arrived: "SIGINT" or "SIGTERM". Raises ValueError where none did."""
         return signal.Signals(self.number).name
 
     @property

@@ -11,6 +11,7 @@ from mixer_common.config.presets import MODELS, model_name
 from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset, load_dataset
 from mixer_common.errors import UserError
+from mixer_common.interface import Framework
 from mixer_common.machine import is_memory_exhausted
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.initial import initial_weights
@@ -20,7 +21,6 @@ from mixer_common.runs.folder import RunFolder, read_resumable
 from mixer_common.training import messages
 from mixer_common.training.arguments import TrainArguments
 from mixer_common.training.given_weights import adapt_weights
-from mixer_common.training.interface import Framework
 from mixer_common.training.loop import run_training
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import overlap

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from mixer_common.data import Dataset
+from mixer_common.interface import Framework
 from mixer_common.machine import peak_memory
 from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.runs import pictures
 from mixer_common.runs.checkpoint import RunConfig, TrainingProgress
-from mixer_common.training.interface import Framework
 from mixer_common.training.metrics import confusion_matrix, images_per_second, log_softmax
 
 

@@ -1,7 +1,7 @@
-"""Names and layouts of weights: the canonical form, Flax's, and those of other Mixers' files.
+"""The canonical form of weights, and the way to the Flax model's parameters and back.
 
-The canonical form is a flat dict of NumPy arrays with the PyTorch model's names and layouts; weights,
-gradients and optimizer moments all have it. Transposing moves values, it never changes a bit.
+The canonical form is a flat dict of NumPy arrays with the PyTorch model's names and layouts. Weights, gradients and
+optimizer moments all have it. Transposing moves values and never changes a bit.
 """
 
 from collections.abc import Mapping
@@ -13,68 +13,69 @@ import numpy as np
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.errors import UserError
 
-# canonical layout -> Flax: last part of the name, and the axes in Flax's order.
-_STEM = ("kernel", (2, 3, 1, 0))  # O,I,H,W -> H,W,I,O
-_LINEAR = ("kernel", (1, 0))  # out,in -> in,out
-_NORM = ("scale", (0,))
-_BIAS = ("bias", (0,))
+# The axes of a canonical weight in the order of Flax.
+HWIO_AXES = (2, 3, 1, 0)  # a convolution: O,I,H,W -> H,W,I,O
+IN_OUT_AXES = (1, 0)  # a linear layer: out,in -> in,out
+# By the number of a weight's axes: the last part of its name in Flax, and its axes.
+_FLAX_WEIGHTS = {4: ("kernel", HWIO_AXES), 2: ("kernel", IN_OUT_AXES), 1: ("scale", (0,))}
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A model's weights, and what is known of the model."""
+    """A model's weights and its architecture."""
 
     config: ModelConfig
     arrays: dict[str, np.ndarray]  # canonical, in the order of weight_shapes(config); may be views
-    format: str  # one of FORMATS: where they come from
-    assumed: tuple[str, ...] = ()  # fields of the config that the file does not tell and nobody stated
+    format: str  # a key of formats.FORMATS: the format of the file that they come from
+    assumed: tuple[str, ...] = ()  # fields of the config that neither the file nor the user stated
 
 
 def describe_assumed(weights: ModelWeights) -> str:
-    """What was taken for granted of the model, for people; empty where the file tells everything."""
+    """The assumed fields of the config and their values, for people; empty where nothing is assumed."""
     config = weights.config
     height, width = config.image_size
-    words = {
+    descriptions = {
         "gelu": f"gelu {config.gelu}",
         "layer_norm_epsilon": f"layer_norm_epsilon {config.layer_norm_epsilon:g}",
         "image_size": f"images {height}x{width}",
         "block": f"block {config.block}",
     }
-    return ", ".join(text for name, text in words.items() if name in weights.assumed)
+    return ", ".join(text for name, text in descriptions.items() if name in weights.assumed)
 
 
-def flax_rule(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
+def _flax_path(name: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     """The Flax path ("blocks.0.norm.scale") of a canonical name, and the axes that transpose into it."""
     parent, leaf = name.rsplit(".", 1)
-    last, axes = _BIAS if leaf == "bias" else {4: _STEM, 2: _LINEAR, 1: _NORM}[ndim]
+    last, axes = ("bias", (0,)) if leaf == "bias" else _FLAX_WEIGHTS[ndim]
     return f"{parent}.{last}", axes
 
 
 def to_flax(canonical: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Canonical arrays under Flax's names and in Flax's layouts; views, no copies."""
+    """Canonical arrays under the names and in the layouts of the Flax model; views, no copies."""
     flax = {}
     for name, array in canonical.items():
-        path, axes = flax_rule(name, array.ndim)
+        path, axes = _flax_path(name, array.ndim)
         flax[path] = array.transpose(axes)
     return flax
 
 
 def from_flax(flax: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The way back, in the order of `shapes` (canonical names and shapes); contiguous arrays."""
+    """The canonical arrays of a Flax model, contiguous, in the order of `shapes`, canonical names and shapes."""
     canonical = {}
     for name, shape in shapes.items():
-        path, axes = flax_rule(name, len(shape))
+        path, axes = _flax_path(name, len(shape))
         canonical[name] = np.ascontiguousarray(np.asarray(flax[path]).transpose(np.argsort(axes)))
     return canonical
 
 
-def check_weights(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises one UserError that lists every missing, extra or misshapen array; `what` names their origin."""
-    if wrong := misfits(arrays, shapes):
-        raise UserError(f"{what} does not fit the model: {'; '.join(wrong)}.")
+def check_weights(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    """Raises one UserError that lists every missing, extra or misshapen array; `origin` names the file in it."""
+    if wrong := mismatches(arrays, shapes):
+        raise UserError(f"{origin} does not fit the model: {'; '.join(wrong)}.")
 
 
-def misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def mismatches(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One clause for every array that is missing, extra, or of another shape than `shapes` says."""
     wrong = [f"{name} is missing" for name in shapes if name not in arrays]
     wrong += [f"{name} is not expected" for name in arrays if name not in shapes]
     return wrong + [
@@ -84,13 +85,16 @@ def misfits(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
     ]
 
 
-def with_details(weights: ModelWeights, where: str, **overrides: Any) -> ModelWeights:
-    """The same weights with other details, and another shape for as many patches. UserError if it is not."""
-    config = replace(weights.config, **overrides)
+def with_details(weights: ModelWeights, origin: str, **details: Any) -> ModelWeights:
+    """The same weights with other fields of the config: gelu, layer_norm_epsilon, block or image_size.
+
+    Raises UserError where an image of the new size does not have as many patches; `origin` names the file in it.
+    """
+    config = replace(weights.config, **details)
     if config.num_patches != weights.config.num_patches:
         height, width = config.image_size
         raise UserError(
-            f"{where} mixes {weights.config.num_patches} patches of {config.patch_size} pixels, but an "
+            f"{origin} mixes {weights.config.num_patches} patches of {config.patch_size} pixels, but an "
             f"image of {height}x{width} has {config.num_patches}: state a height and a width that give "
             "as many."
         )
@@ -98,7 +102,10 @@ def with_details(weights: ModelWeights, where: str, **overrides: Any) -> ModelWe
 
 
 def replace_head(weights: ModelWeights, num_classes: int) -> ModelWeights:
-    """A head for other classes, all zero as the authors start a fine-tuning (arXiv 2105.01601, appendix)."""
+    """The weights with a head of zeros for so many classes, as the paper's authors begin a fine-tuning.
+
+    Source: arXiv 2105.01601, appendix.
+    """
     config = replace(weights.config, num_classes=num_classes)
     dtype = weights.arrays["head.weight"].dtype
     shapes = weight_shapes(config)

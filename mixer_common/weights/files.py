@@ -1,4 +1,4 @@
-"""Models in files and folders: found by their content, written whole or not at all."""
+"""Weights in files and folders: loaded whatever their format, saved whole or not at all."""
 
 import json
 import shutil
@@ -17,33 +17,26 @@ from mixer_common.weights.containers import ByteCallback
 from mixer_common.weights.formats import FORMATS, to_format
 from mixer_common.weights.recognition import recognise_weights
 
-# The endings of the files that each format is written to; canonical is a folder.
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "canonical": (),
-    "npz": (".npz",),
-    "msgpack": (".msgpack",),
-    "timm": (".safetensors", ".pth", ".pt", ".bin"),
-    "lucidrains": (".safetensors", ".pth", ".pt", ".bin"),
-}
 _CANONICAL_FILES = {"config.json", "model.safetensors"}
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+def _no_progress(activity: str, done: int, total: int) -> None:
+    """The ByteCallback that shows nothing."""
 
 
-def load_weights(path: Path, progress: ByteCallback = _silent, **overrides: Any) -> ModelWeights:
-    """The model in a file or folder, whatever it is called: its content tells the container and the format.
+def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **details: Any) -> ModelWeights:
+    """The model in a file or folder of any name; its content tells the container and the format.
 
-    A folder is a run, a checkpoint, or holds model.safetensors; a config.json beside canonical weights
-    tells their model. Files: safetensors, .npz, Flax's msgpack, torch.save's old and new format.
-    The arrays are contiguous. overrides: see weights.from_foreign. Raises UserError where there is no complete
-    Mixer.
+    A folder is a run, a checkpoint, or holds model.safetensors; a config.json beside canonical weights tells their
+    model. Files are safetensors, .npz, Flax's msgpack, or torch.save's, old or new. The arrays are contiguous.
+    details: gelu, layer_norm_epsilon, block and image_size state what the file does not tell; see
+    weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
     """
+    path = Path(path)
     if path.is_dir():
         path = _inside(path)
     arrays, container = containers.read(path, progress)
-    weights = recognise_weights(arrays, str(path), **overrides)
+    weights = recognise_weights(arrays, str(path), **details)
     del arrays  # so that each goes when its contiguous copy is there
     for name in weights.arrays:
         weights.arrays[name] = np.ascontiguousarray(weights.arrays[name])
@@ -53,18 +46,23 @@ def load_weights(path: Path, progress: ByteCallback = _silent, **overrides: Any)
     if weights.format == "canonical" and config_path.is_file():
         config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
         check_weights(weights.arrays, weight_shapes(config), str(path))
-        return with_details(replace(weights, config=config, assumed=()), str(path), **overrides)
+        return with_details(replace(weights, config=config, assumed=()), str(path), **details)
     return weights
 
 
 def save_weights(
-    path: Path, weights: ModelWeights, format: str, progress: ByteCallback = _silent, overwrite: bool = False
+    path: str | Path,
+    weights: ModelWeights,
+    format: str,
+    progress: ByteCallback = _no_progress,
+    overwrite: bool = False,
 ) -> None:
-    """Writes the file or, for the canonical format, the folder with config.json and model.safetensors.
+    """Writes weights in a format: a file or, for canonical, a folder with config.json and model.safetensors.
 
-    It appears under its name when it is complete, and only then does what lay there go. Raises UserError as
-    check_target and weights.to_foreign do.
+    It appears under its name when it is complete, and only then does what lay there go. Raises UserError where
+    check_target or weights.formats.to_format does.
     """
+    path = Path(path)
     check_target(path, format, overwrite)
     arrays = to_format(weights, format)
     path = path.resolve()
@@ -86,10 +84,13 @@ def save_weights(
 
 
 def check_target(path: Path, format: str, overwrite: bool, source: Path | None = None) -> None:
-    """Raises UserError where `format` cannot be written to `path`, or where that would destroy something else."""
+    """Raises UserError where `format` cannot be written to `path`, or where that would destroy something else.
+
+    source: the file or folder that the weights come from.
+    """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
-    suffixes = SUFFIXES[format]
+    suffixes = FORMATS[format].suffixes
     if suffixes and path.suffix not in suffixes:
         raise UserError(
             f"{path} does not end in {' or '.join(suffixes)}, which {format} is written as: give it such a name."
@@ -115,17 +116,18 @@ def check_target(path: Path, format: str, overwrite: bool, source: Path | None =
 
 
 def overlap(a: Path, b: Path) -> bool:
-    """Whether one of them is the other, or lies in it."""
+    """Whether the two paths are the same, or one of them lies in the other."""
     a, b = a.resolve(), b.resolve()
     return a == b or a in b.parents or b in a.parents
 
 
 def _inside(folder: Path) -> Path:
-    """The file of weights in a folder; in `old`, where a run was stopped just before its checkpoint's last step."""
-    run = folder / "checkpoint"
-    for place in (folder, run, files.hidden_sibling(run, "old")):
-        if (place / "model.safetensors").is_file():
-            return place / "model.safetensors"
+    """The file of weights in a folder: a checkpoint's, or that of a run, also of one that was stopped between the two
+    renames that replace a checkpoint."""
+    checkpoint = folder / "checkpoint"
+    for candidate in (folder, checkpoint, files.hidden_sibling(checkpoint, "old")):
+        if (candidate / "model.safetensors").is_file():
+            return candidate / "model.safetensors"
     raise UserError(
         f"{folder} holds no weights: expected a run, a checkpoint or another folder with "
         "model.safetensors; name one of these, or a file of weights."

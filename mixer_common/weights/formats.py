@@ -1,153 +1,221 @@
-"""TODO docstring."""
+"""The formats of weights that this project reads and writes: one entry of FORMATS for each.
+
+To add a format, add an entry. It says:
+
+- `description`: for people, the program whose format it is.
+- `names`: the file's name of each layer of the canonical form.
+- `layouts`: the layout of the weights that lie otherwise than in PyTorch's Linear and Conv2d.
+- `details`: what the format's own model computes with, since the file does not tell it.
+- `suffixes`: the endings of the files that it is written to.
+
+Reading, writing, recognition and convert.py know it then; parity_tests/weights/test_formats.py has the tests that a
+format needs: its own model and ours compute the same function, and its file comes back to the bit.
+"""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixer_common.config.model import ModelConfig, weight_shapes
+from mixer_common.config.model import Layer, ModelConfig, layers, weight_shapes
 from mixer_common.errors import UserError
-from mixer_common.weights.canonical import ModelWeights, flax_rule
+from mixer_common.weights.canonical import HWIO_AXES, IN_OUT_AXES, ModelWeights
 
-FORMATS = ("canonical", "npz", "msgpack", "timm", "lucidrains")
+# The canonical layers that have weights, in network order; {i} stands for the number of the block.
+_LAYERS: dict[str, Layer] = {
+    layer.name.replace("blocks.0.", "blocks.{i}."): layer for layer in layers(ModelConfig(num_blocks=1)) if layer.weight
+}
+# A number in a file's name: {i} is the block's, from 0, {n} the number of blocks; {i+2} and {n+4} are more by so many.
+NUMBER = re.compile(r"\{([in])(?:\+(\d+))?\}")
 
-_LAYERS = (
-    "stem",
-    "blocks.{i}.token_norm",
-    "blocks.{i}.token_mixing.fc1",
-    "blocks.{i}.token_mixing.fc2",
-    "blocks.{i}.channel_norm",
-    "blocks.{i}.channel_mixing.fc1",
-    "blocks.{i}.channel_mixing.fc2",
-    "norm",
-    "head",
+
+class Layout(NamedTuple):
+    """The way from a canonical weight to the file's, and the way back into the canonical shape."""
+
+    to_file: Callable[[np.ndarray], np.ndarray]
+    from_file: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def _permuted(axes: tuple[int, ...]) -> Layout:
+    return Layout(lambda array: array.transpose(axes), lambda array, shape: array.transpose(np.argsort(axes)))
+
+
+PYTORCH = Layout(lambda array: array, lambda array, shape: array.reshape(shape))  # the canonical layout
+HWIO = _permuted(HWIO_AXES)  # a convolution's filters in Flax
+IN_OUT = _permuted(IN_OUT_AXES)  # a linear layer's weight in Flax
+CONV1D = Layout(lambda array: array[:, :, None], PYTORCH.from_file)  # a Conv1d of kernel 1 in a linear layer's place
+FLAT_PATCHES = Layout(  # the stem as a linear layer over a patch's rows, columns and colours
+    lambda array: array.transpose(0, 2, 3, 1).reshape(len(array), -1),
+    lambda array, shape: array.reshape(shape[0], *shape[2:], shape[1]).transpose(0, 3, 1, 2),
 )
-# What the files call these layers: {leaf} is weight or bias, in Flax kernel, scale or bias; {i} is the block.
-# lucidrains numbers a Sequential that begins with two layers: {i2} is block i, {n2} and {n4} follow n blocks.
-NAMES: dict[str, tuple[str, ...]] = {
-    "canonical": tuple(layer + ".{leaf}" for layer in _LAYERS),
-    "npz": (  # google-research/vision_transformer, vit_jax/models_mixer.py; big_vision/models/mlp_mixer.py
-        "stem/{leaf}",
-        "MixerBlock_{i}/LayerNorm_0/{leaf}",
-        "MixerBlock_{i}/token_mixing/Dense_0/{leaf}",
-        "MixerBlock_{i}/token_mixing/Dense_1/{leaf}",
-        "MixerBlock_{i}/LayerNorm_1/{leaf}",
-        "MixerBlock_{i}/channel_mixing/Dense_0/{leaf}",
-        "MixerBlock_{i}/channel_mixing/Dense_1/{leaf}",
-        "pre_head_layer_norm/{leaf}",
-        "head/{leaf}",
-    ),
-    "older npz": (  # what big_vision's `load` renames
-        "embedding/{leaf}",
-        "Mixer/encoderblock_{i}/LayerNorm_0/{leaf}",
-        "Mixer/encoderblock_{i}/token_mixing_phase_0/{leaf}1",
-        "Mixer/encoderblock_{i}/token_mixing_phase_0/{leaf}2",
-        "Mixer/encoderblock_{i}/LayerNorm_1/{leaf}",
-        "Mixer/encoderblock_{i}/channel_mixing_phase_0/{leaf}1",
-        "Mixer/encoderblock_{i}/channel_mixing_phase_0/{leaf}2",
-        "Mixer/encoder_norm/{leaf}",
-        "head/{leaf}",
-    ),
-    "timm": (  # timm/models/mlp_mixer.py, class MlpMixer
-        "stem.proj.{leaf}",
-        "blocks.{i}.norm1.{leaf}",
-        "blocks.{i}.mlp_tokens.fc1.{leaf}",
-        "blocks.{i}.mlp_tokens.fc2.{leaf}",
-        "blocks.{i}.norm2.{leaf}",
-        "blocks.{i}.mlp_channels.fc1.{leaf}",
-        "blocks.{i}.mlp_channels.fc2.{leaf}",
-        "norm.{leaf}",
-        "head.{leaf}",
-    ),
-    "lucidrains": (  # mlp_mixer_pytorch, MLPMixer
-        "1.{leaf}",
-        "{i2}.0.norm.{leaf}",
-        "{i2}.0.fn.0.{leaf}",
-        "{i2}.0.fn.3.{leaf}",
-        "{i2}.1.norm.{leaf}",
-        "{i2}.1.fn.0.{leaf}",
-        "{i2}.1.fn.3.{leaf}",
-        "{n2}.{leaf}",
-        "{n4}.{leaf}",
-    ),
-}
-# What a file may have around the weights' tree; beside it lies what training kept, such as the optimizer's state.
-WRAPPINGS = ("", "params/", "params/params/", "target/", "target/params/", "opt/target/", "optimizer/target/")
 
-# What each format's own model computes with, since its files do not say.
-DETAILS: dict[str, dict[str, Any]] = {
-    "canonical": {name: getattr(ModelConfig, name) for name in ("gelu", "layer_norm_epsilon", "init")},
-    "npz": {"gelu": "tanh", "layer_norm_epsilon": 1e-6, "init": "flax"},
-    "msgpack": {"gelu": "tanh", "layer_norm_epsilon": 1e-6, "init": "flax"},
-    "timm": {"gelu": "exact", "layer_norm_epsilon": 1e-6, "init": "pytorch"},
-    "lucidrains": {"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+
+@dataclass(frozen=True)
+class Format:
+    """One format of weights: names and layouts of the arrays in its files."""
+
+    description: str
+    names: Mapping[str, str]  # canonical layer: the file's name of its arrays, with {leaf} for weight or bias
+    details: Mapping[str, Any]  # fields of ModelConfig
+    suffixes: tuple[str, ...]  # endings of its files, keys of containers.WRITERS; none: it is written as a folder
+    layouts: Mapping[str, Layout] = field(default_factory=dict)  # canonical layer: its weight's layout, if not PYTORCH
+    weight: str = "weight"  # the {leaf} of a weight
+    scale: str = "weight"  # the {leaf} of a norm's weight
+    blocks: tuple[str, ...] = ("mixer",)  # the blocks that its model can have, the usual one first
+    # Takes a file's name and array; where the format's own reader accepts other shapes, makes one the usual shape.
+    accept: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array
+
+    def file_name(self, name: str, num_blocks: int) -> str:
+        """The file's name of a canonical array."""
+        layer, i, leaf = _parts(name)
+        if leaf == "weight":
+            leaf = self.scale if _LAYERS[layer].kind == "norm" else self.weight
+        numbers = {"i": i, "n": num_blocks}
+        template = self.names[layer].replace("{leaf}", leaf)
+        return NUMBER.sub(lambda match: str(numbers[match[1]] + int(match[2] or 0)), template)
+
+    def to_file(self, canonical: Mapping[str, np.ndarray], num_blocks: int) -> dict[str, np.ndarray]:
+        """Canonical arrays under the file's names and in its layouts."""
+        return {
+            self.file_name(name, num_blocks): self._layout(name).to_file(array) for name, array in canonical.items()
+        }
+
+    def from_file(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The canonical array `name`, of the canonical `shape`, from the file's."""
+        return self._layout(name).from_file(array, shape)
+
+    def file_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the arrays in the file of such a model."""
+        empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in weight_shapes(config).items()}
+        return {name: array.shape for name, array in self.to_file(empty, config.num_blocks).items()}
+
+    def _layout(self, name: str) -> Layout:
+        layer, _, leaf = _parts(name)
+        return self.layouts.get(layer, PYTORCH) if leaf == "weight" else PYTORCH
+
+
+def _parts(name: str) -> tuple[str, int, str]:
+    """The layer, as in _LAYERS, the number of the block and the leaf of a canonical name."""
+    layer, leaf = name.rsplit(".", 1)
+    block = re.search(r"\.(\d+)\.", layer)
+    return re.sub(r"\.\d+\.", ".{i}.", layer), int(block[1]) if block else 0, leaf
+
+
+def _without_singleton_axes(name: str, array: np.ndarray) -> np.ndarray:
+    """The authors' older MLPs have axes of length 1 before those of a linear layer."""
+    if not re.search(r"_mixing_phase_0/", name):
+        return array
+    num_axes = 1 if re.search(r"bias\d$", name) else 2
+    singletons = [axis for axis, size in enumerate(array.shape) if size == 1]
+    return array.squeeze(tuple(singletons[: max(array.ndim - num_axes, 0)]))
+
+
+def _linear_as_conv1d(name: str, array: np.ndarray) -> np.ndarray:
+    """Token mixing in lucidrains' model may be linear layers, too."""
+    return array[:, :, None] if array.ndim == 2 and re.search(r"\.0\.fn\.\d\.weight$", name) else array
+
+
+_FLAX = Format(  # google-research/vision_transformer, vit_jax/models_mixer.py; big_vision/models/mlp_mixer.py
+    description="the authors' Flax tree",
+    names={
+        "stem": "stem/{leaf}",
+        "blocks.{i}.token_norm": "MixerBlock_{i}/LayerNorm_0/{leaf}",
+        "blocks.{i}.token_mixing.fc1": "MixerBlock_{i}/token_mixing/Dense_0/{leaf}",
+        "blocks.{i}.token_mixing.fc2": "MixerBlock_{i}/token_mixing/Dense_1/{leaf}",
+        "blocks.{i}.channel_norm": "MixerBlock_{i}/LayerNorm_1/{leaf}",
+        "blocks.{i}.channel_mixing.fc1": "MixerBlock_{i}/channel_mixing/Dense_0/{leaf}",
+        "blocks.{i}.channel_mixing.fc2": "MixerBlock_{i}/channel_mixing/Dense_1/{leaf}",
+        "norm": "pre_head_layer_norm/{leaf}",
+        "head": "head/{leaf}",
+    },
+    details={"gelu": "tanh", "layer_norm_epsilon": 1e-6, "init": "flax"},
+    suffixes=(".npz",),
+    layouts={"stem": HWIO} | {name: IN_OUT for name, layer in _LAYERS.items() if layer.kind == "linear"},
+    weight="kernel",
+    scale="scale",
+)
+# The Flax format as it was first: read as npz, never written. big_vision's `load` renames it in the same way.
+OLDER_FLAX = replace(
+    _FLAX,
+    names={
+        "stem": "embedding/{leaf}",
+        "blocks.{i}.token_norm": "Mixer/encoderblock_{i}/LayerNorm_0/{leaf}",
+        "blocks.{i}.token_mixing.fc1": "Mixer/encoderblock_{i}/token_mixing_phase_0/{leaf}1",
+        "blocks.{i}.token_mixing.fc2": "Mixer/encoderblock_{i}/token_mixing_phase_0/{leaf}2",
+        "blocks.{i}.channel_norm": "Mixer/encoderblock_{i}/LayerNorm_1/{leaf}",
+        "blocks.{i}.channel_mixing.fc1": "Mixer/encoderblock_{i}/channel_mixing_phase_0/{leaf}1",
+        "blocks.{i}.channel_mixing.fc2": "Mixer/encoderblock_{i}/channel_mixing_phase_0/{leaf}2",
+        "norm": "Mixer/encoder_norm/{leaf}",
+        "head": "head/{leaf}",
+    },
+    accept=_without_singleton_axes,
+)
+
+FORMATS: dict[str, Format] = {
+    "canonical": Format(
+        description="this project's own, config.json and model.safetensors",
+        names={name: name + ".{leaf}" for name in _LAYERS},
+        details={name: getattr(ModelConfig, name) for name in ("gelu", "layer_norm_epsilon", "init")},
+        suffixes=(),
+        blocks=("mixer", "tutorial"),
+    ),
+    "npz": _FLAX,
+    "msgpack": replace(_FLAX, suffixes=(".msgpack",)),
+    "timm": Format(  # timm/models/mlp_mixer.py, class MlpMixer
+        description="timm's MlpMixer",
+        names={
+            "stem": "stem.proj.{leaf}",
+            "blocks.{i}.token_norm": "blocks.{i}.norm1.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "blocks.{i}.mlp_tokens.fc1.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "blocks.{i}.mlp_tokens.fc2.{leaf}",
+            "blocks.{i}.channel_norm": "blocks.{i}.norm2.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "blocks.{i}.mlp_channels.fc1.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "blocks.{i}.mlp_channels.fc2.{leaf}",
+            "norm": "norm.{leaf}",
+            "head": "head.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-6, "init": "pytorch"},
+        suffixes=(".safetensors", ".pth", ".pt", ".bin"),
+    ),
+    "lucidrains": Format(  # mlp_mixer_pytorch, MLPMixer: a Sequential, of which the blocks are numbers 2 and following
+        description="mlp_mixer_pytorch's MLPMixer",
+        names={
+            "stem": "1.{leaf}",
+            "blocks.{i}.token_norm": "{i+2}.0.norm.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "{i+2}.0.fn.0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "{i+2}.0.fn.3.{leaf}",
+            "blocks.{i}.channel_norm": "{i+2}.1.norm.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "{i+2}.1.fn.0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "{i+2}.1.fn.3.{leaf}",
+            "norm": "{n+2}.{leaf}",
+            "head": "{n+4}.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=(".safetensors", ".pth", ".pt", ".bin"),
+        layouts={
+            "stem": FLAT_PATCHES,
+            "blocks.{i}.token_mixing.fc1": CONV1D,
+            "blocks.{i}.token_mixing.fc2": CONV1D,
+        },
+        accept=_linear_as_conv1d,
+    ),
 }
+# What can stand before the names of the weights; beside them lies what training needs, such as the optimizer's state.
+WRAPPINGS = ("", "params/", "params/params/", "target/", "target/params/", "opt/target/", "optimizer/target/")
 
 
 def to_format(weights: ModelWeights, format: str) -> dict[str, np.ndarray]:
     """The arrays under the names and in the layouts of `format`; views but for lucidrains' stem.
 
-    Raises UserError for an unknown format, and for the tutorial's block in any but the canonical form.
+    Raises UserError for an unknown format, and for a block that the format does not have.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
-    if format != "canonical" and weights.config.block == "tutorial":
+    if weights.config.block not in FORMATS[format].blocks:
         raise UserError(
             f"the {format} format has no tutorial block, whose first half normalises over the patches: "
             "write it as canonical."
         )
-    return renamed("npz" if format == "msgpack" else format, "", weights.arrays, weights.config.num_blocks)
-
-
-def file_name(naming: str, prefix: str, name: str, num_blocks: int) -> str:
-    """What the file calls a canonical name."""
-    layer, leaf = name.rsplit(".", 1)
-    index = re.search(r"\.(\d+)\.", layer)
-    i = int(index[1]) if index else 0
-    at = _LAYERS.index(re.sub(r"\.\d+\.", ".{i}.", layer))
-    if naming.endswith("npz") and leaf == "weight":
-        leaf = "scale" if "norm" in layer else "kernel"
-    return prefix + NAMES[naming][at].format(leaf=leaf, i=i, i2=i + 2, n2=num_blocks + 2, n4=num_blocks + 4)
-
-
-def file_shapes(naming: str, prefix: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """What the file calls the arrays of such a model, and their shapes there."""
-    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in weight_shapes(config).items()}
-    return {name: array.shape for name, array in renamed(naming, prefix, empty, config.num_blocks).items()}
-
-
-def renamed(naming: str, prefix: str, canonical: Mapping[str, np.ndarray], num_blocks: int) -> dict[str, np.ndarray]:
-    return {
-        file_name(naming, prefix, name, num_blocks): to_layout(naming, name, array) for name, array in canonical.items()
-    }
-
-
-def to_layout(naming: str, name: str, array: np.ndarray) -> np.ndarray:
-    if naming.endswith("npz"):
-        return array.transpose(flax_rule(name, array.ndim)[1])
-    if naming == "lucidrains" and array.ndim == 4:
-        return array.transpose(0, 2, 3, 1).reshape(len(array), -1)
-    if naming == "lucidrains" and array.ndim == 2 and "token_mixing" in name:
-        return array[:, :, None]
-    return array
-
-
-def from_layout(naming: str, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The way back, into the canonical `shape`."""
-    if naming.endswith("npz"):
-        return array.transpose(np.argsort(flax_rule(name, len(shape))[1]))
-    if naming == "lucidrains" and len(shape) == 4:
-        return array.reshape(shape[0], *shape[2:], shape[1]).transpose(0, 3, 1, 2)
-    return array.reshape(shape)
-
-
-def accepted_layout(naming: str, name: str, array: np.ndarray) -> np.ndarray:
-    """What the format's own reader accepts besides: singleton axes, a Linear in place of a Conv1d."""
-    if naming == "older npz" and re.search(r"_mixing_phase_0/", name):
-        axes = 1 if re.search(r"bias\d$", name) else 2
-        extra = [axis for axis, size in enumerate(array.shape) if size == 1][: max(array.ndim - axes, 0)]
-        return array.squeeze(tuple(extra))
-    if naming == "lucidrains" and array.ndim == 2 and re.search(r"\.0\.fn\.\d\.weight$", name):
-        return array[:, :, None]
-    return array
+    return FORMATS[format].to_file(weights.arrays, weights.config.num_blocks)

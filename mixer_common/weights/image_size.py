@@ -1,15 +1,16 @@
-"""A Mixer's weights at another image size: token mixing, carried to another number of patches."""
+"""A Mixer's weights for another image size: token mixing for another number of patches."""
 
 from dataclasses import replace
 
 import numpy as np
 
+from mixer_common.config.model import ModelConfig, layers, weight_shapes
 from mixer_common.plan.resize import resize_matrix
 from mixer_common.weights.canonical import ModelWeights
 
 
 def change_image_size(weights: ModelWeights, image_size: int) -> tuple[ModelWeights, str]:
-    """The weights for square images of `image_size` pixels, and a sentence that says how they came about.
+    """The weights for square images of `image_size` pixels, and a description of the change for people.
 
     Patches keep their size, so that their grid grows or shrinks; only token mixing depends on it.
 
@@ -34,29 +35,29 @@ def change_image_size(weights: ModelWeights, image_size: int) -> tuple[ModelWeig
         parts = (new_rows // rows) * (new_columns // columns)
         new = replace(new, tokens_mlp_dim=parts * old.tokens_mlp_dim)
         arrays = _block_diagonal(weights, parts, _sub_grids(old.grid, new.grid))
-        how = (
+        description = (
             f"from {grids}: block-diagonal, each of the {parts} parts of the image mixed as before, "
             f"tokens_mlp_dim {old.tokens_mlp_dim} to {new.tokens_mlp_dim}"
         )
     else:
         arrays = _interpolated(weights, _resize(new.grid, old.grid), _resize(old.grid, new.grid))
-        how = f"from {grids}: interpolated over the grid"
-    return replace(weights, config=new, arrays=arrays), how
+        description = f"from {grids}: interpolated over the grid"
+    return replace(weights, config=new, arrays=arrays), description
 
 
 def _block_diagonal(weights: ModelWeights, parts: int, order: np.ndarray) -> dict[str, np.ndarray]:
     """order: the patches of the new grid, part by part."""
     arrays = dict(weights.arrays)
-    back = np.argsort(order)
-    for i in range(weights.config.num_blocks):
-        mlp = f"blocks.{i}.token_mixing"
-        for name in ("fc1", "fc2"):
-            weight, bias = f"{mlp}.{name}.weight", f"{mlp}.{name}.bias"
-            arrays[weight] = np.kron(np.eye(parts, dtype=arrays[weight].dtype), arrays[weight])
-            arrays[bias] = np.tile(arrays[bias], parts)
-        arrays[f"{mlp}.fc1.weight"] = np.ascontiguousarray(arrays[f"{mlp}.fc1.weight"][:, back])
-        arrays[f"{mlp}.fc2.weight"] = arrays[f"{mlp}.fc2.weight"][back]
-        arrays[f"{mlp}.fc2.bias"] = arrays[f"{mlp}.fc2.bias"][back]
+    back, patch_axes = np.argsort(order), _patch_axes(weights.config)
+    for layer in layers(weights.config):
+        if not (layer.over_patches and layer.kind == "linear"):
+            continue
+        for name in layer.weight_shapes:
+            array = arrays[name]
+            array = np.kron(np.eye(parts, dtype=array.dtype), array) if array.ndim == 2 else np.tile(array, parts)
+            for axis in patch_axes[name]:
+                array = np.take(array, back, axis)
+            arrays[name] = array
     return arrays
 
 
@@ -69,20 +70,23 @@ def _sub_grids(old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
 def _interpolated(weights: ModelWeights, down: np.ndarray, up: np.ndarray) -> dict[str, np.ndarray]:
     """down: (old patches, new patches); up: (new patches, old patches)."""
     arrays = dict(weights.arrays)
-
-    def change(name: str, product: np.ndarray) -> None:
-        arrays[name] = product.astype(arrays[name].dtype)
-
-    for i in range(weights.config.num_blocks):
-        norm, mlp = f"blocks.{i}.token_norm", f"blocks.{i}.token_mixing"
-        if weights.config.block == "tutorial":
-            change(f"{norm}.weight", up @ arrays[f"{norm}.weight"])
-            change(f"{norm}.bias", up @ arrays[f"{norm}.bias"])
-        else:
-            change(f"{mlp}.fc1.weight", arrays[f"{mlp}.fc1.weight"] @ down)
-            change(f"{mlp}.fc2.weight", up @ arrays[f"{mlp}.fc2.weight"])
-            change(f"{mlp}.fc2.bias", up @ arrays[f"{mlp}.fc2.bias"])
+    for name, axes in _patch_axes(weights.config).items():
+        array = arrays[name]
+        if 0 in axes:  # a value for each patch that comes out
+            arrays[name] = (up @ array).astype(array.dtype)
+        if 1 in axes:  # a factor for each patch that goes in
+            arrays[name] = (array @ down).astype(array.dtype)
     return arrays
+
+
+def _patch_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The axes of each array that are as long as there are patches: those that one more row of patches lengthens."""
+    height, width = config.image_size
+    taller = weight_shapes(replace(config, image_size=(height + config.patch_size, width)))
+    return {
+        name: tuple(axis for axis, size in enumerate(shape) if size != taller[name][axis])
+        for name, shape in weight_shapes(config).items()
+    }
 
 
 def _resize(source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:

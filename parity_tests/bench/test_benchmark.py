@@ -23,13 +23,15 @@ import mixer_torch.model
 from mixer_bench import session
 from mixer_bench.equality import check_equal
 from mixer_bench.flops import flops_per_step
+from mixer_bench.results import make_results, matmul_rate
 from mixer_bench.settings import IMPLEMENTATIONS, Benchmark
-from mixer_bench.worker import OutOfMemory, Unavailable, Worker
-from mixer_bench.workload import Workload, WorkloadConfig
+from mixer_bench.worker import OutOfMemory, Unavailable
+from mixer_bench.workload import Outputs, Workload, WorkloadConfig
 from mixer_common.config.presets import RECIPES
 from mixer_common.errors import UserError
+from mixer_common.terminal import TurnDisplay
 
-ASKED = Benchmark(
+BENCHMARK = Benchmark(
     "tiny", TINY, replace(RECIPES["tutorial"], batch_size=8), "train", "cpu", 0.05, 1, tuple(IMPLEMENTATIONS)
 )
 DIGITS = ("--dataset", "digits", "--batch-size", 8, "--rounds", 1, "--seconds", 0.05, "--device", "cpu")
@@ -42,15 +44,20 @@ def folder(tmp_path, digits) -> Path:
     return tmp_path
 
 
-def create(name: str, asked: Benchmark, folder: Path) -> Workload:
+def workload_config(name: str, benchmark: Benchmark, folder: Path) -> WorkloadConfig:
+    return WorkloadConfig(name, benchmark.mode, benchmark.model, benchmark.recipe, "cpu", folder)
+
+
+def make_workload(name: str, benchmark: Benchmark, folder: Path) -> Workload:
     """As a worker does it, but in this process."""
     module = {"jax": mixer_bench.jax_workloads, "torch": mixer_bench.torch_workloads}[IMPLEMENTATIONS[name]]
-    return module.make_workload(WorkloadConfig(name, asked.mode, asked.config, asked.recipe, "cpu", folder))
+    return module.make_workload(workload_config(name, benchmark, folder))
 
 
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, block="tutorial", num_blocks=3)], ids=["mixer", "tutorial"])
 def test_the_count_of_flops_is_torch_s(config):
-    model = mixer_torch.model.build_model(config, WorkloadConfig("", "", config, ASKED.recipe, "cpu", Path()).weights())
+    weights = workload_config("torch-eager", replace(BENCHMARK, model=config), Path()).weights()
+    model = mixer_torch.model.build_model(config, weights)
     pixels = torch.zeros(6, *config.image_size, 3)
     with FlopCounterMode(display=False) as forward:
         logits = model(pixels)
@@ -62,40 +69,40 @@ def test_the_count_of_flops_is_torch_s(config):
 
 @pytest.mark.parametrize(("mode", "others"), [("train", ["timm"]), ("forward", ["jax-scan", "timm"])])
 def test_equal_outputs_pass_and_a_planted_fault_does_not(mode, others, folder, monkeypatch):
-    asked = replace(ASKED, mode=mode)
-    outputs = {name: create(name, asked, folder).outputs() for name in ("torch-eager", *others)}
-    assert check_equal(asked, outputs, resized=False)["torch-eager"] == 0
+    benchmark = replace(BENCHMARK, mode=mode)
+    outputs = {name: make_workload(name, benchmark, folder).outputs() for name in ("torch-eager", *others)}
+    assert check_equal(benchmark, outputs, resized=False)["torch-eager"] == 0
     whole = WorkloadConfig.weights
 
-    def faulty(setup: WorkloadConfig) -> dict[str, np.ndarray]:
-        weights = whole(setup)
+    def faulty(config: WorkloadConfig) -> dict[str, np.ndarray]:
+        weights = whole(config)
         weights["blocks.1.channel_mixing.fc1.weight"] *= np.float32(1.01)
         return weights
 
     monkeypatch.setattr(WorkloadConfig, "weights", faulty)
-    outputs["lucidrains"] = create("lucidrains", asked, folder).outputs()
+    outputs["lucidrains"] = make_workload("lucidrains", benchmark, folder).outputs()
     with pytest.raises(UserError, match="lucidrains does not compute what torch-eager computes"):
-        check_equal(asked, outputs, resized=False)
+        check_equal(benchmark, outputs, resized=False)
 
 
 def test_losses_are_compared_too(folder):
-    outputs = {"torch-eager": create("torch-eager", ASKED, folder).outputs()}
+    outputs = {"torch-eager": make_workload("torch-eager", BENCHMARK, folder).outputs()}
     losses = outputs["torch-eager"].losses.copy()
     losses[2] *= 1.01
     outputs["jax-step"] = replace(outputs["torch-eager"], losses=losses)
     with pytest.raises(UserError, match="jax-step does not train as torch-eager does: the loss of step 3 differs"):
-        check_equal(ASKED, outputs, resized=False)
+        check_equal(BENCHMARK, outputs, resized=False)
     outputs["jax-step"] = replace(outputs["torch-eager"], losses=np.full(3, np.nan))
     with pytest.raises(UserError, match="the loss of step 1 differs by nan"):
-        check_equal(ASKED, outputs, resized=False)
+        check_equal(BENCHMARK, outputs, resized=False)
 
 
 def test_steps_go_on_into_the_next_epoch(folder):
-    measured = create("jax-scan", ASKED, folder)  # 8 steps an epoch
+    workload = make_workload("jax-scan", BENCHMARK, folder)  # 8 steps an epoch
     seen = []
-    measured.run = lambda first, last: seen.append((measured._epoch, first, last))
-    measured.seconds(5)
-    measured.seconds(13)
+    workload.run = lambda first, last: seen.append((workload._epoch, first, last))
+    workload.seconds(5)
+    workload.seconds(13)
     assert seen == [(0, 0, 5), (0, 5, 8), (1, 0, 8), (2, 0, 2)]
 
 
@@ -105,50 +112,45 @@ def test_a_package_that_is_missing(monkeypatch):
         mixer_bench.other_models.build_other_model("lucidrains", TINY, {}, torch.device("cpu"), torch.float32)
 
 
-@pytest.fixture
-def worker(tmp_path, monkeypatch):
-    (tmp_path / "helper.py").write_text("""
-import os, signal, subprocess
-from mixer_common.errors import UserError
-from mixer_bench.worker import Unavailable
-def create(setup):
-    return Helper()
-class Helper:
-    runtime = "here"
-    def user(self): raise UserError("a sentence")
-    def unavailable(self): raise Unavailable("a reason")
-    def memory(self): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
-    def bug(self): return 1 / 0
-    def child(self): return subprocess.Popen(["sleep", "1000"]).pid
-    def killed(self): os.kill(os.getpid(), signal.SIGKILL)
-""")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    worker = Worker("helper", tmp_path, {})
-    yield worker
-    worker.close()
+class FixedPace:
+    """Stands for a worker whose steps all take equally long."""
+
+    def __init__(self, name: str, seconds_per_step: float, calls: list[str]):
+        self.name, self.seconds_per_step, self.calls = name, seconds_per_step, calls
+
+    def call(self, method: str, steps: int) -> float:
+        assert method == "seconds"
+        self.calls.append(self.name)
+        return steps * self.seconds_per_step
 
 
-def test_what_goes_wrong_in_a_worker_arrives(worker):
-    assert worker.call("start", "helper", None) == "here"
-    for method, kind, words in (
-        ("user", UserError, "^a sentence$"),
-        ("unavailable", Unavailable, "^a reason$"),
-        ("memory", OutOfMemory, "can't allocate"),
-        ("bug", RuntimeError, "ZeroDivisionError"),
-    ):
-        with pytest.raises(kind, match=words):
-            worker.call(method)
-    child = worker.call("child")
-    os.kill(child, 0)
-    with pytest.raises(OutOfMemory, match="helper was killed"):
-        worker.call("killed")
-    worker.close()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
+def test_the_stages_of_a_session():
+    calls: list[str] = []
+    workers = {name: FixedPace(name, seconds, calls) for name, seconds in (("a", 0.01), ("b", 3.0), ("c", 0.25))}
+    with TurnDisplay() as display:
+        display.begin("rounds", 12)
+        steps = session.calibrate(workers, 2.0, display)
+        assert steps == {"a": 200, "b": 1, "c": 8}
+        calls.clear()
+        seconds = session.alternate(workers, steps, 4, display)
+    assert "".join(calls) == "abcbcacababc"
+    assert seconds == {"a": [pytest.approx(0.01)] * 4, "b": [3.0] * 4, "c": [0.25] * 4}
+
+
+def test_figures_follow_from_the_seconds():
+    names = ("torch-eager", "torch-compile", "jax-scan")
+    outputs = {name: Outputs(np.zeros((8, 10)), np.zeros(3), 5.0, 1.0) for name in names}
+    seconds = {"torch-eager": [2.0, 1.0, 3.0], "torch-compile": [4.0] * 3, "jax-scan": [1.0] * 3}
+    flops = flops_per_step(TINY, 8, "train")
+    eager, compiled, scan = make_results(
+        BENCHMARK, outputs, dict.fromkeys(names, 1e-7), dict.fromkeys(names, 5), seconds, dict.fromkeys(names, 9), flops
+    )
+    assert (eager.seconds_per_step, eager.seconds_per_step_spread) == (2.0, (1.5, 2.5))
+    assert (eager.images_per_second, eager.images_per_second_spread) == (4.0, (8 / 2.5, 8 / 1.5))
+    assert [result.ratio for result in (eager, compiled, scan)] == [1.0, 0.5, 2.0]
+    assert [result.matmul_share for result in (eager, compiled, scan)] == [0.5, 0.25, 1.0]
+    assert (scan.compile_seconds, scan.peak_memory_bytes, scan.steps_per_round) == (4.0, 9, 5)
+    assert matmul_rate(100, [2.0, 1.0, 4.0]) == {"size": 100, "flops_per_second": 1e6}
 
 
 @pytest.mark.parametrize(("batch_size", "advice"), [(128, "try --batch-size 64"), (1, "choose a smaller --model")])
@@ -157,14 +159,14 @@ def test_too_little_memory(monkeypatch, digits, batch_size, advice):
         raise OutOfMemory("torch-eager was killed by the system")
 
     monkeypatch.setattr(session, "Worker", start)
-    asked = replace(ASKED, recipe=replace(ASKED.recipe, batch_size=batch_size))
+    benchmark = replace(BENCHMARK, recipe=replace(BENCHMARK.recipe, batch_size=batch_size))
     with pytest.raises(UserError, match=f"batches of {batch_size} .*killed by the system.*: {advice}"):
-        session.measure(asked, digits)
+        session.measure(benchmark, digits)
 
 
 def test_bad_input(script, tmp_path):
     (tmp_path / "file").write_text("")
-    for arguments, words in (
+    for arguments, text in (
         (("--model", "huge"), "unknown model 'huge'"),
         (("--only", "torch"), "unknown implementation 'torch'"),
         (("--batch-size", 5000), "5000 is larger than the 1437"),
@@ -178,7 +180,7 @@ def test_bad_input(script, tmp_path):
     ):
         code, stdout, stderr = script("benchmark", "--dataset", "digits", *arguments)
         assert code == 2, arguments
-        assert words in stdout + stderr
+        assert text in stdout + stderr
         assert "Traceback" not in stdout + stderr
 
 
@@ -208,7 +210,7 @@ def test_a_measurement(script, tmp_path):
         tmp_path / "b.png",
     )
     assert code == 0
-    for words in (
+    for text in (
         "78,986 parameters",
         "handwritten digits",
         "CPU, ",
@@ -217,7 +219,7 @@ def test_a_measurement(script, tmp_path):
         "images/s",
         "Left out: timm: it has the paper's block only",
     ):
-        assert words in stdout, words
+        assert text in stdout, text
     check_figures(tmp_path / "b.json", ["torch-eager", "jax-scan"], "forward")
     with Image.open(tmp_path / "b.png") as picture:
         assert min(picture.size) > 200

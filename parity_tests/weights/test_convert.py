@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from mixer_common.config.model import weight_shapes
 from mixer_common.config.presets import MODELS
 from mixer_common.errors import UserError
 from mixer_common.runs import checkpoint
-from mixer_common.weights import containers
+from mixer_common.weights import msgpack_files
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights, save_weights
 from mixer_common.weights.formats import FORMATS, to_format
@@ -61,7 +60,7 @@ def test_a_training_state_around_the_weights_is_left_out(tmp_path):
 def test_msgpack_is_flax_s_own(tmp_path, monkeypatch, chunk):
     """The same bytes, and read the same, chunks included; a chunk of 100 bytes splits most arrays in many."""
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", chunk)
-    monkeypatch.setattr(containers, "MAX_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(msgpack_files, "MAX_CHUNK_BYTES", chunk)
     weights = model_weights(SMALL)
     nested = tree(to_format(weights, "msgpack"))
     theirs = flax.serialization.msgpack_serialize(nested)
@@ -106,10 +105,10 @@ def test_every_format_to_every_format_keeps_every_bit(tmp_path, dtype):
 def test_bfloat16_is_widened_without_a_change(tmp_path):
     values = {name: jnp.asarray(array, jnp.bfloat16) for name, array in random_weights(SMALL).items()}
     exact = {name: np.asarray(array, np.float32) for name, array in values.items()}
-    foreign = to_format(ModelWeights(SMALL, {key: np.asarray(value) for key, value in values.items()}, "npz"), "npz")
-    (tmp_path / "a").write_bytes(flax.serialization.msgpack_serialize(tree(foreign)))
+    arrays = to_format(ModelWeights(SMALL, {key: np.asarray(value) for key, value in values.items()}, "npz"), "npz")
+    (tmp_path / "a").write_bytes(flax.serialization.msgpack_serialize(tree(arrays)))
     with open(tmp_path / "b", "wb") as file:
-        np.savez(file, **foreign)
+        np.savez(file, **arrays)
     state = {
         name: torch.from_numpy(array).bfloat16()
         for name, array in to_format(replace(model_weights(SMALL), arrays=exact), "timm").items()
@@ -150,16 +149,23 @@ def test_a_config_beside_canonical_weights_tells_everything(tmp_path):
     assert load_weights(tmp_path / "w", block="tutorial").config == MODELS["tutorial"]
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_path_may_be_a_string(tmp_path, format):
+    weights, path = model_weights(SMALL), str(tmp_path / FILES[format])
+    save_weights(path, weights, format)
+    assert identical(load_weights(path).arrays, weights.arrays)
+
+
 def test_reading_and_writing_report_their_bytes(tmp_path):
     reports = []
     for format, name in FILES.items():
         reports.clear()
         save_weights(tmp_path / name, model_weights(SMALL), format, lambda *report: reports.append(report))
         load_weights(tmp_path / name, lambda *report: reports.append(report))
-        for what in ("writing", "reading"):
-            done = [report[1:] for report in reports if report[0] == what]
+        for activity in ("writing", "reading"):
+            done = [report[1:] for report in reports if report[0] == activity]
             assert [part for part, _ in done] == sorted(part for part, _ in done)
-            assert done[-1][0] == done[-1][1] > 0, (format, what)
+            assert done[-1][0] == done[-1][1] > 0, (format, activity)
 
 
 class Payload:
@@ -173,7 +179,7 @@ class Payload:
 
 
 def damaged(folder, kind: str):
-    """A file that cannot be converted, and words of the error about it."""
+    """A file that cannot be converted, and a part of the error about it."""
     path, weights = folder / "source", model_weights(SMALL)
     if kind == "text":
         path.write_text("These are no weights.\n")
@@ -250,12 +256,12 @@ def damaged(folder, kind: str):
     ],
 )
 def test_bad_input_is_one_clear_sentence(script, tmp_path, kind):
-    source, words = damaged(tmp_path, kind)
+    source, message = damaged(tmp_path, kind)
     before = sorted(tmp_path.rglob("*"))
     code, _, stderr = script("convert", source, tmp_path / "out.npz", "--to", "npz")
     assert code == 2
     assert stderr.startswith(f"error: {source} ")
-    assert words in stderr
+    assert message in stderr
     assert stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before  # no output, no part of one, and no payload has run
 
@@ -280,7 +286,7 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("format", "target", "words"),
+    ("format", "target", "message"),
     [
         ("tim", "out.npz", "unknown format 'tim': choose one of canonical, npz, msgpack, timm, lucidrains"),
         ("npz", "out.pth", "out.pth does not end in .npz, which npz is written as"),
@@ -292,14 +298,14 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path, name):
         ("msgpack", "out.msgpack", "the msgpack format has no tutorial block"),
     ],
 )
-def test_what_cannot_be_written_is_refused(script, tmp_path, format, target, words):
+def test_what_cannot_be_written_is_refused(script, tmp_path, format, target, message):
     save_weights(tmp_path / "source", model_weights(MODELS["tutorial"]), "canonical")
     (tmp_path / "there.npz").write_bytes(b"precious")
     before = sorted(tmp_path.rglob("*"))
     code, _, stderr = script("convert", tmp_path / "source", tmp_path / target, "--to", format)
     assert code == 2
     assert stderr.startswith("error: ")
-    assert words in stderr
+    assert message in stderr
     assert stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "there.npz").read_bytes() == b"precious"
@@ -323,7 +329,7 @@ def test_overwriting_replaces_weights_and_nothing_else(script, tmp_path):
     assert identical(load_weights(tmp_path / "a.npz").arrays, load_weights(source).arrays)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     (tmp_path / "link").symlink_to(source)
-    for target, format, start, words in (
+    for target, format, start, message in (
         (run, "canonical", source, "is no folder of weights alone"),
         (tmp_path / "a.npz", "npz", tmp_path / "a.npz", "what is converted"),
         (source, "canonical", source, "what is converted"),
@@ -333,7 +339,7 @@ def test_overwriting_replaces_weights_and_nothing_else(script, tmp_path):
         (run / "checkpoint" / "model.safetensors", "timm", run, "what is converted"),
     ):
         code, _, stderr = convert(target, format, start)
-        assert (code, words in stderr) == (2, True), (target, stderr)
+        assert (code, message in stderr) == (2, True), (target, stderr)
     for folder in ("a.npz", "a.pth"):
         (tmp_path / "f" / folder).mkdir(parents=True)
         assert "is a folder" in convert(tmp_path / "f" / folder, "npz" if folder == "a.npz" else "timm")[2]
@@ -343,6 +349,7 @@ def test_overwriting_replaces_weights_and_nothing_else(script, tmp_path):
 @pytest.fixture
 def small_disk():
     """A limit on the size of files stands for the disk's: the writing fails in the same place."""
+    resource = pytest.importorskip("resource", reason="the system has no limits on files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield
@@ -376,7 +383,7 @@ def test_the_script_says_what_it_found_assumed_changed_and_wrote(script, tmp_pat
         64,
     )
     assert code == 0
-    for words in (
+    for message in (
         "in.npz: npz, 78,986 parameters, float32",
         "tiny: images 32x32, patches 4x4, 2 mixer blocks",
         "tokens_mlp_dim 32",
@@ -387,7 +394,7 @@ def test_the_script_says_what_it_found_assumed_changed_and_wrote(script, tmp_pat
         "out.safetensors: timm",
         "The reader must set gelu tanh instead of exact: timm files do not hold it.",
     ):
-        assert words in stdout, words
+        assert message in stdout, message
     weights = load_weights(tmp_path / "out.safetensors")
     assert (weights.config.image_size, weights.config.num_classes) == ((64, 64), 3)
     assert not weights.arrays["head.weight"].any()

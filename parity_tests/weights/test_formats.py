@@ -1,4 +1,4 @@
-"""Foreign formats: the same function in their own model and in ours, sizes found, errors in their own names."""
+"""Formats of other projects: the same function in their own model and in ours, sizes found, errors in their names."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.weights.canonical import ModelWeights, replace_head
 from mixer_common.weights.files import load_weights, save_weights
-from mixer_common.weights.formats import DETAILS, FORMATS, to_format
+from mixer_common.weights.formats import FORMATS, to_format
 from mixer_common.weights.recognition import recognise_weights
 
 # Parameters of the models that the paper's authors test, 224 px and 1000 classes.
@@ -69,7 +69,7 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def assert_same_function(model: torch.nn.Module, weights: ModelWeights) -> None:
-    """Logits of either framework within 1e-5 of the foreign model's own, relative to their scale, in float32."""
+    """Logits of either framework within 1e-5 of their model's own, relative to their scale, in float32."""
     config = weights.config
     pixels = np.random.default_rng(1).uniform(-1, 1, (2, *config.image_size, 3)).astype(np.float32)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def assert_same_function(model: torch.nn.Module, weights: ModelWeights) -> None:
 
 
 def assert_round_trip(state: dict[str, torch.Tensor], weights: ModelWeights, target, format: str) -> None:
-    """Written as `format`, the file holds what the foreign model held, to the bit."""
+    """Written as `format`, the file holds what their model held, to the bit."""
     save_weights(target, weights, format)
     back = (
         safetensors.torch.load_file(target)
@@ -94,11 +94,11 @@ def assert_round_trip(state: dict[str, torch.Tensor], weights: ModelWeights, tar
     assert all(back[name].numpy().tobytes() == value.numpy().tobytes() for name, value in state.items())
 
 
-def check_foreign_model(model: torch.nn.Module, format: str, folder, **overrides) -> ModelWeights:
+def check_their_model(model: torch.nn.Module, format: str, folder, **details) -> ModelWeights:
     state = shaken(model).state_dict()
     safetensors.torch.save_file(state, folder / "in.safetensors")
     torch.save(state, folder / "in.pth")
-    weights, other = (load_weights(folder / name, **overrides) for name in ("in.safetensors", "in.pth"))
+    weights, other = (load_weights(folder / name, **details) for name in ("in.safetensors", "in.pth"))
     assert weights.format == other.format == format
     assert weights.config == other.config
     assert identical(weights.arrays, other.arrays)
@@ -112,13 +112,13 @@ def check_foreign_model(model: torch.nn.Module, format: str, folder, **overrides
     "name", ["s32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("s16", "b32", "b16", "l32", "l16"))]
 )
 def test_timm_s_models(tmp_path, name):
-    weights = check_foreign_model(timm.create_model(f"mixer_{name}_224", pretrained=False), "timm", tmp_path)
+    weights = check_their_model(timm.create_model(f"mixer_{name}_224", pretrained=False), "timm", tmp_path)
     assert weights.config == replace(MODELS[name], gelu="exact", layer_norm_epsilon=1e-6, init="pytorch")
     assert weights.assumed == ("gelu", "layer_norm_epsilon", "image_size")
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "dim", "ratio", "overrides"),
+    ("size", "patch", "dim", "ratio", "details"),
     [
         (32, 4, 64, (0.5, 4.0), {}),
         (24, 8, 18, (0.5, 1.5), {}),
@@ -126,14 +126,14 @@ def test_timm_s_models(tmp_path, name):
         ((16, 24), 8, 20, (0.25, 2.0), {}),
     ],
 )
-def test_timm_s_other_sizes(tmp_path, size, patch, dim, ratio, overrides):
+def test_timm_s_other_sizes(tmp_path, size, patch, dim, ratio, details):
     model = MlpMixer(img_size=size, patch_size=patch, embed_dim=dim, num_blocks=3, mlp_ratio=ratio, num_classes=7)
-    weights = check_foreign_model(model, "timm", tmp_path, **overrides)
+    weights = check_their_model(model, "timm", tmp_path, **details)
     assert weights.config.image_size == (size if isinstance(size, tuple) else (size, size))
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "dim", "overrides"),
+    ("size", "patch", "dim", "details"),
     [
         (32, 4, 64, {}),
         (24, 8, 18, {}),
@@ -142,7 +142,7 @@ def test_timm_s_other_sizes(tmp_path, size, patch, dim, ratio, overrides):
         pytest.param(224, 32, 512, {}, marks=pytest.mark.slow),
     ],
 )
-def test_lucidrains_models(tmp_path, size, patch, dim, overrides):
+def test_lucidrains_models(tmp_path, size, patch, dim, details):
     model = MLPMixer(
         image_size=size,
         channels=3,
@@ -153,7 +153,7 @@ def test_lucidrains_models(tmp_path, size, patch, dim, overrides):
         expansion_factor=2,
         expansion_factor_token=0.75,
     )
-    weights = check_foreign_model(model, "lucidrains", tmp_path, **overrides)
+    weights = check_their_model(model, "lucidrains", tmp_path, **details)
     assert weights.config.image_size == (size if isinstance(size, tuple) else (size, size))
     assert (weights.config.gelu, weights.config.layer_norm_epsilon) == ("exact", 1e-5)
 
@@ -187,7 +187,7 @@ def test_the_paper_s_models_are_recognised_by_their_shapes(name, parameters):
         arrays = to_format(weights, format)
         assert sum(array.size for array in arrays.values()) == parameters
         found = recognise_weights(arrays, "here")
-        assert found.config == replace(MODELS[name], **DETAILS[format])
+        assert found.config == replace(MODELS[name], **FORMATS[format].details)
         assert {key: array.shape for key, array in found.arrays.items()} == weight_shapes(MODELS[name])
     older = recognise_weights(older_names(to_format(weights, "npz")), "here")
     assert (older.format, older.config) == ("npz", MODELS[name])
@@ -262,14 +262,14 @@ SIZES = st.integers(1, 12)
         channels_mlp_dim=SIZES,
         num_blocks=st.integers(1, 11),
     ),
-    st.sampled_from(FORMATS),
+    st.sampled_from(list(FORMATS)),
 )
 def test_any_size_is_found_again(config, format):
     weights = ModelWeights(config, initial_weights(config, 0), "canonical")
     height, width = config.image_size
     found = recognise_weights(to_format(weights, format), "here", image_size=(height, width))
     assert identical(found.arrays, weights.arrays)
-    assert found.config == replace(config, **DETAILS[format])
+    assert found.config == replace(config, **FORMATS[format].details)
     square = recognise_weights(to_format(weights, format), "here").config
     assert square.num_patches == config.num_patches
     assert square.grid[0] <= square.grid[1]
@@ -305,14 +305,14 @@ def test_all_that_does_not_fit_is_listed_in_the_file_s_names():
         arrays[whole] = arrays[whole].astype(np.int32)
         with pytest.raises(UserError) as error:
             recognise_weights(arrays, "the file")
-        for words in (
+        for part in (
             "the file",
             f"{lost} is missing",
             "stray is not expected",
             f"{cut} has shape (3, ",
             f"{whole} holds int32",
         ):
-            assert words in str(error.value), format
+            assert part in str(error.value), format
         assert str(error.value).count(";") == 3
 
 
@@ -341,10 +341,10 @@ def test_a_lost_block_is_missed(format, block):
         assert all(f"{name} is missing" in str(error.value) for name in lost)
 
 
-def test_bytes_in_the_other_order_are_turned():
+def test_bytes_in_the_other_order_are_swapped():
     weights = model_weights(SMALL)
-    foreign = {name: array.astype(">f4") for name, array in to_format(weights, "npz").items()}
-    assert identical(recognise_weights(foreign, "here").arrays, weights.arrays)
+    swapped = {name: array.astype(">f4") for name, array in to_format(weights, "npz").items()}
+    assert identical(recognise_weights(swapped, "here").arrays, weights.arrays)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -363,8 +363,8 @@ def test_other_networks_are_no_mixer(name):
     arrays = {key: np.broadcast_to(np.float32(0), value.shape) for key, value in state.items()}
     with pytest.raises(UserError) as error:
         recognise_weights(arrays, "the file")
-    for words in ("the file holds no MLP-Mixer in any format known", *FORMATS, *list(arrays)[:3]):
-        assert words in str(error.value)
+    for part in ("the file holds no MLP-Mixer in any format known", *FORMATS, *list(arrays)[:3]):
+        assert part in str(error.value)
 
 
 def test_a_stated_shape_must_have_the_patches():

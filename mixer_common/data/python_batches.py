@@ -1,4 +1,4 @@
-"""CIFAR-10 in its original Python batches: pickles, of which nothing is ever run."""
+"""CIFAR-10 in its original Python batches: pickles, read without running any code that they name."""
 
 import gzip
 import io
@@ -17,7 +17,7 @@ TEST_BATCHES = ("test_batch",)
 
 
 def read_batches_folder(folder: Path) -> tuple[Split, Split]:
-    """Training and test split from the unpacked folder cifar-10-batches-py.
+    """The training and the test split from the unpacked folder cifar-10-batches-py.
 
     Raises:
       UserError: a batch is missing, truncated, or not as CIFAR-10's batches are.
@@ -34,7 +34,7 @@ def read_batches_folder(folder: Path) -> tuple[Split, Split]:
 
 
 def read_archive(archive: Path) -> tuple[Split, Split]:
-    """Training and test split straight out of cifar-10-python.tar.gz.
+    """The training and the test split from cifar-10-python.tar.gz, which is not unpacked.
 
     Raises:
       UserError: the archive is truncated or lacks a batch, or a batch is not as CIFAR-10's batches are.
@@ -57,17 +57,20 @@ def read_archive(archive: Path) -> tuple[Split, Split]:
     return _splits(batches, archive)
 
 
-def _splits(batches: dict[str, bytes], where: Path) -> tuple[Split, Split]:
+def _splits(batches: dict[str, bytes], origin: Path) -> tuple[Split, Split]:
     def split(names: tuple[str, ...]) -> Split:
-        read = [_read_batch(batches[name], f"{where}/{name}") for name in names]
+        read = [_read_batch(batches[name], f"{origin}/{name}") for name in names]
         images, labels = zip(*read, strict=True)
         return np.concatenate(images), np.concatenate(labels)
 
     return split(TRAIN_BATCHES), split(TEST_BATCHES)
 
 
-def _read_batch(pickled: bytes, where: str) -> Split:
-    """One pickled dict: `data`, uint8 (N, 3072), each row a 3x32x32 image; `labels`, a list of N ints."""
+def _read_batch(pickled: bytes, origin: str) -> Split:
+    """The images and labels of one pickled dict.
+
+    Its `data` is uint8 (N, 3072), each row a 3x32x32 image; its `labels` is a list of N ints.
+    """
     try:
         batch = _BatchUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         # Keys are bytes as Python 2 wrote them, str in a batch that was written again since.
@@ -81,14 +84,14 @@ def _read_batch(pickled: bytes, where: str) -> Split:
             raise ValueError(f"data {pixels.shape}, {len(labels)} labels; expected (N, 3072), N labels")
     # The pickle module says of malformed input: any exception may be raised.
     except Exception as error:
-        raise UserError(f"{where} is no batch of CIFAR-10 ({error!r}): fetch the data again.") from error
-    check_labels(labels, where)
+        raise UserError(f"{origin} is no batch of CIFAR-10 ({error!r}): fetch the data again.") from error
+    check_labels(labels, origin)
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels.astype(np.int32)
 
 
-class _Recorded:
-    """What a pickled NumPy array is made of, recorded: neither NumPy's nor anyone's code is run for it."""
+class _PickledObject:
+    """The arguments and the state of one object in a pickled NumPy array; no code is run to make it one."""
 
     def __init__(self, *args):
         self.args = args
@@ -105,7 +108,7 @@ class _Recorded:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers and strings, and arrays as `_Recorded`; refuses all other names.
+    """Unpickles dicts, lists, numbers and strings, and arrays as _PickledObject; refuses all other names.
 
     An ordinary pickle may name any function of any module and call it while it is read.
     """
@@ -119,5 +122,5 @@ class _BatchUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) in self.ARRAY_NAMES:
-            return _Recorded
+            return _PickledObject
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR-10 never does")

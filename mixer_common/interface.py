@@ -64,7 +64,7 @@ class Framework(Protocol):
 
     @property
     def name(self) -> str:
-        """ "jax" or "torch"."""
+        """Its name in the scripts and in a run's files: "jax" or "torch"."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class Framework(Protocol):
         ...
 
     def prepare(self, device: str, precision: str) -> Any:
-        """The device for "auto", "cpu" or "gpu", with the framework set up for the precision; before anything else.
+        """The device for "auto", "cpu" or "gpu"; sets the framework up for the precision. Called before all else.
 
         Raises UserError where there is no such device.
         """
