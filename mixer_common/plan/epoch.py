@@ -36,7 +36,8 @@ def epoch_plan(config: ModelConfig, recipe: TrainConfig, shape: tuple[int, ...],
 
     shape: of the training images, (N, H, W, 3). Raises UserError where they are fewer than a batch.
     """
-    indices = batch_indices(shape[0], recipe.batch_size, recipe.seed, epoch)
+    num_images, height, width, _ = shape
+    indices = batch_indices(num_images, recipe.batch_size, recipe.seed, epoch)
     steps = len(indices)
     first, last = epoch * steps, (epoch + 1) * steps
     return EpochPlan(
@@ -45,5 +46,5 @@ def epoch_plan(config: ModelConfig, recipe: TrainConfig, shape: tuple[int, ...],
         bias_corrections=bias_corrections(recipe, first, last),
         ema_rates=ema_rates(recipe, first, last) if recipe.ema_decay else None,
         drop_path=drop_path_scales(config, steps, recipe.batch_size, recipe.seed, epoch),
-        augmentation=draw(recipe, (steps, *shape[1:3]), epoch),
+        augmentation=draw(recipe, (steps, height, width), epoch),
     )

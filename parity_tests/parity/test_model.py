@@ -108,7 +108,7 @@ def assert_gradients_equal(config: ModelConfig, batch_size: int, dtype: str, bou
 
 
 def within(errors: tuple[LayerDifference, ...]) -> dict[str, float]:
-    assert not [error for error in errors if error.past]
+    assert not [error for error in errors if error.past_bound]
     return {error.name: error.max_error for error in errors}
 
 
@@ -162,7 +162,7 @@ def test_the_bound_is_tight_enough_to_see_a_wrong_detail():
         ({"layer_norm_epsilon": 1e-3}, "blocks.0.token_norm"),
     ):
         _, theirs = activations(replace(config, **change), 2, "float32")
-        assert next(error.name for error in layer_differences(ours, theirs, bounds) if error.past) == layer
+        assert next(error.name for error in layer_differences(ours, theirs, bounds) if error.past_bound) == layer
 
 
 @pytest.mark.parametrize("block", ["mixer", "tutorial"])
