@@ -14,6 +14,7 @@ from jax import Array
 
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.weights.canonical import check_weights, from_flax, to_flax
+from mixer_jax.device import Device
 from mixer_jax.hooks import Hooks, Recorder
 from mixer_jax.xla import affine, linear, opaque_one
 
@@ -98,7 +99,7 @@ class Block(nnx.Module):
         self.channel_mixing = Mlp(C, config.channels_mlp_dim, config.gelu, over_tokens=False)
 
     def __call__(self, x: Array, hooks: Hooks) -> Array:
-        token, channel = hooks.branches(opaque_one(self.token_norm.scale))
+        token, channel = hooks.branches(opaque_one(self.token_norm.scale[...]))
         x = token.add(x, self.token_mixing(self.token_norm(x, token), token))  # (B, S, C)
         x = channel.add(x, self.channel_mixing(self.channel_norm(x, channel), channel))  # (B, S, C)
         return x
@@ -134,7 +135,7 @@ class Mixer(nnx.Module):
 def build_model(
     config: ModelConfig,
     weights: Mapping[str, np.ndarray],
-    device: jax.Device | None = None,
+    device: Device | None = None,
     dtype: np.dtype | None = None,
 ) -> Mixer:
     """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
@@ -144,7 +145,7 @@ def build_model(
 
 
 def from_canonical(
-    like: nnx.State, arrays: Mapping[str, np.ndarray], device: jax.Device | None = None, dtype: np.dtype | None = None
+    like: nnx.State, arrays: Mapping[str, np.ndarray], device: Device | None = None, dtype: np.dtype | None = None
 ) -> nnx.State:
     """Canonical arrays of weights or moments as a state with the structure of `like`."""
     flax = to_flax(arrays)

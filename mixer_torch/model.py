@@ -21,7 +21,7 @@ class Stem(nn.Conv2d):
     def __init__(self, config: ModelConfig):
         super().__init__(3, config.hidden_dim, config.patch_size, stride=config.patch_size)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
 
 
@@ -54,7 +54,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(size, eps=epsilon)
         self.over_tokens = over_tokens
 
-    def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
+    def forward(self, x: Tensor, hooks: Hooks) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.over_tokens:
             return hooks.record("norm", super().forward(x.transpose(1, 2)).transpose(1, 2))
         return hooks.record("norm", super().forward(x))

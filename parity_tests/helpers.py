@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import mixer_jax.model
 import mixer_jax.train
@@ -21,6 +22,12 @@ from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.weights.canonical import ModelWeights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
+TRAINERS = {"jax": mixer_jax.train.Trainer, "torch": mixer_torch.train.Trainer}
+# A script's options for the smallest run, and the steps that its epoch has with the recipe tutorial's batches of 4.
+DIGITS = ("--dataset", "digits", "--model", "tiny")
+DIGITS_EPOCH = 1437 // 4
 
 
 def random_weights(config, seed: int = 0) -> dict[str, np.ndarray]:

@@ -164,7 +164,7 @@ def test_tensorboard_gets_every_fiftieth_loss_and_every_epoch(tmp_path):
     ]
 
 
-def test_opening_the_events_imports_no_torch_and_hides_it_no_longer(tmp_path):
+def test_opening_the_events_imports_no_torch_and_leaves_it_importable(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom mixer_common.runs.events import open_events\n"
         f"open_events(Path({str(tmp_path)!r}), 0).close()\n"

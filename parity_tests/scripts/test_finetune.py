@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import random_weights
+from helpers import FRAMEWORKS, random_weights
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import MODELS
@@ -12,14 +12,8 @@ from mixer_common.runs import checkpoint
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import save_weights
 
-FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
 OTHER = replace(MODELS["tiny"], image_size=16, num_classes=7, gelu="tanh", layer_norm_epsilon=1e-6)
 SHORT = ("--dataset", "digits", "--precision", "float64")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def source(folder, config: ModelConfig, format: str = "canonical", name: str = "start") -> dict[str, np.ndarray]:

@@ -97,7 +97,7 @@ def test_a_run_goes_on_in_either_framework(arguments, config, dataset, framework
         run.add_losses(np.ones(5, np.float32), 0)
         run.save(state.progress, state.weights, state.moments)
     arguments = replace(arguments, train=replace(config.train, steps=20))
-    start = resume_run(state, arguments, framework, dataset)
+    start = resume_run(arguments.out, state, arguments, framework, dataset)
     assert start.progress == replace(state.progress, frameworks=frameworks)
     assert (start.weights, start.moments) == (state.weights, state.moments)
     assert len(start.run.losses()) == 4  # the fifth step comes again
@@ -108,7 +108,7 @@ def test_a_run_goes_on_in_either_framework(arguments, config, dataset, framework
 def test_other_data_do_not_continue_a_run(arguments, config, dataset):
     state = checkpoint_at(replace(config, dataset_fingerprint="0123456789abcdef"), 4)
     with pytest.raises(UserError, match=f"fingerprint 0123456789abcdef, but noise has {dataset.fingerprint}"):
-        resume_run(state, arguments, "jax", dataset)
+        resume_run(arguments.out, state, arguments, "jax", dataset)
     assert not arguments.out.exists()
 
 
