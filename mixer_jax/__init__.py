@@ -1,4 +1,4 @@
-"""The MLP-Mixer and its training in JAX: Flax NNX and optax. The functions that are imported here are those of api.py."""
+"""The MLP-Mixer and its training in JAX: Flax NNX and optax. api.py describes what is imported here."""
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.errors import UserError

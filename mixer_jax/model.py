@@ -142,7 +142,10 @@ def build_model(
     device: Device | None = None,
     dtype: np.dtype | None = None,
 ) -> Mixer:
-    """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
+    """A Mixer that holds the canonical weights, in `dtype` (None: theirs), on the device (None: JAX's default).
+
+    Raises UserError where the weights do not fit.
+    """
     check_weights(weights, weight_shapes(config), "the set of weights")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Mixer(config)))
     return nnx.merge(graphdef, from_canonical(state, weights, device, dtype))

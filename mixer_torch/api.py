@@ -170,11 +170,9 @@ def weights(model: Mixer) -> dict[str, np.ndarray]:
     return canonical_arrays(model.config, dict(model.named_parameters()))
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return torch.get_default_device()
+def _device(device: torch.device | str | None) -> torch.device | None:
     try:
-        return torch.zeros(0, device=device).device
+        return None if device is None else torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"device is {str(device)!r}, which PyTorch cannot use ({first_line}).") from None

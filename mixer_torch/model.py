@@ -114,10 +114,13 @@ class Mixer(nn.Module):
 def build_model(
     config: ModelConfig,
     weights: Mapping[str, np.ndarray],
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Mixer:
-    """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
+    """A Mixer that holds the canonical weights, in `dtype` (None: theirs), on the device (None: PyTorch's default).
+
+    Raises UserError where the weights do not fit.
+    """
     check_weights(weights, weight_shapes(config), "the set of weights")
     with torch.device("meta"):
         model = Mixer(config)

@@ -29,7 +29,7 @@ def model_config(model: str | ModelConfig, **details: Any) -> ModelConfig:
     if isinstance(model, str):
         model = by_name("model", MODELS, model)
     elif not isinstance(model, ModelConfig):
-        raise UserError(f"model is a {type(model).__name__}, but must be a ModelConfig or one of {', '.join(MODELS)}.")
+        raise UserError(f"model is {model!r}, but must be a ModelConfig or one of {', '.join(MODELS)}.")
     for name in details:
         by_name("field of ModelConfig", dict.fromkeys(field.name for field in fields(ModelConfig)), name)
     return replace(model, **details)
@@ -53,10 +53,12 @@ def canonical_arrays(config: ModelConfig, weights: Mapping[str, Any]) -> dict[st
     Raises UserError where they do not fit the config, or are no floating-point numbers.
     """
     if not isinstance(weights, Mapping):
-        raise UserError(f"weights is a {type(weights).__name__}, but must be a dict of arrays by canonical names.")
+        raise UserError(
+            f"weights are of type {type(weights).__name__}, but must be a dict of arrays by canonical names."
+        )
     shapes = weight_shapes(config)
     arrays = {name: to_numpy(value) for name, value in weights.items()}
-    check_weights(arrays, shapes, "weights")
+    check_weights(arrays, shapes, "the set of weights")
     if wrong := [f"{name} holds {array.dtype}" for name, array in arrays.items() if array.dtype.kind != "f"]:
         raise UserError(f"weights must be floating-point numbers, but {'; '.join(wrong)}.")
     return {name: arrays[name] for name in shapes}
@@ -92,7 +94,7 @@ def save_model(
 def check_images(images: Any) -> None:
     """Raises UserError unless images are an array or a tensor of uint8 (B, H, W, 3)."""
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
-        raise UserError(f"images is a {type(images).__name__}, but must be an array of uint8 (B, H, W, 3).")
+        raise UserError(f"images are of type {type(images).__name__}, but must be an array of uint8 (B, H, W, 3).")
     if (dtype := str(images.dtype).removeprefix("torch.")) != "uint8":
         raise UserError(
             f"images hold {dtype}, but must be bytes from 0 to 255, uint8; pixels that are scaled already go to the "
@@ -105,7 +107,7 @@ def check_pixels(shape: tuple[int, ...], is_floating: bool, config: ModelConfig)
     """Raises UserError unless pixels are floating-point numbers of shape (B, H, W, 3), H and W those of the config."""
     if not is_floating:
         raise UserError("pixels hold whole numbers, but must lie between -1 and 1: make them of images with to_pixels.")
-    _check_shape("pixels", shape, config.image_size)
+    _check_shape("pixels", tuple(shape), config.image_size)
 
 
 def target_size(images: Any, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
