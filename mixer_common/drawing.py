@@ -11,7 +11,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-# The same names, as CSS variables, colour the page in mixer_common/comparison/page.html.jinja.
+# These names, as CSS variables, also colour the page in mixer_common/comparison/page.html.jinja.
 COLOURS = {"page": "#ffffff", "text": "#1f2329", "muted": "#5b6470", "line": "#d9dee4", "a": "#0072b2", "b": "#d55e00"}
 STYLE: dict[Any, Any] = {
     "font.size": 10.5,

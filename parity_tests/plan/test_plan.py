@@ -79,6 +79,6 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_expectation():
 def test_the_plan_of_an_epoch_continues_the_one_before():
     recipe = replace(RECIPES["adamw"], batch_size=10)
     plans = [epoch_plan(MODELS["tiny"], recipe, (105, 32, 32, 3), epoch) for epoch in (0, 1)]
-    assert [plan.steps for plan in plans] == [10, 10]
+    assert [(plan.first_step, plan.steps) for plan in plans] == [(0, 10), (10, 10)]
     assert plans[0].learning_rates[-1] == plans[1].learning_rates[0] == recipe.learning_rate
     assert plans[1].bias_corrections[0, 0] == 1 - 0.9**11
