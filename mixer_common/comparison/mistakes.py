@@ -27,18 +27,24 @@ def recompute(layer: Layer, recording: Recording, other: ModelConfig, images: np
     weights = [recording.weights[name].astype(np.float64) for name in layer.weight_shapes]
     match layer.kind:
         case "stem":
-            return _stem_candidates(_pixels(images, config), *weights, config)
+            weight, bias = weights
+            return _stem_candidates(_pixels(images, config), weight, bias, config)
         case "norm":
-            return _norm_candidates(layer, *inputs, *weights, recording, other)
+            (x,), (weight, bias) = inputs, weights
+            return _norm_candidates(layer, x, weight, bias, recording, other)
         case "linear":
-            return _linear_candidates(layer, *inputs, *weights)
+            (x,), (weight, bias) = inputs, weights
+            return _linear_candidates(layer, x, weight, bias)
         case "gelu":
-            return _gelu_candidates(*inputs, config.gelu)
+            (x,) = inputs
+            return _gelu_candidates(x, config.gelu)
         case "residual":
+            branch, stream = inputs
             norm = [earlier.name for earlier in before if earlier.kind == "norm"][-1]
-            return _residual_candidates(*inputs, recording.activations[norm])
+            return _residual_candidates(branch, stream, recording.activations[norm])
         case "pool":
-            return _pool_candidates(*inputs)
+            (x,) = inputs
+            return _pool_candidates(x)
 
 
 def _layers_before(layer: Layer, config: ModelConfig) -> list[Layer]:

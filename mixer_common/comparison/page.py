@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from mixer_common import files
 from mixer_common.comparison.compare import Comparison
@@ -25,7 +24,6 @@ def write_page(comparison: Comparison, path: Path) -> None:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"figure": _figure, "multiple": _multiple, "colour": _colour}
-    runs = comparison.a.step_losses, comparison.b.step_losses
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         comparison=comparison,
         first=comparison.first_past_bound,
@@ -37,7 +35,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
             for title, differences in (("Activations", comparison.activations), ("Gradients", comparison.gradients))
             if differences
         ],
-        losses=_losses(comparison, *runs) if all(losses is not None for losses in runs) else None,
+        losses=_losses(comparison),
     )
     files.replace_file(path, page.encode())
 
@@ -55,8 +53,11 @@ def _heat_map(differences: tuple[LayerDifference, ...]) -> dict[str, Any]:
     return {"blocks": blocks, "rows": list(rows.items())}
 
 
-def _losses(comparison: Comparison, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    """The curves of two runs' losses, and a description of them."""
+def _losses(comparison: Comparison) -> dict[str, Any] | None:
+    """The curves of the losses and a description of them; None unless both sides are runs."""
+    a, b = comparison.a.step_losses, comparison.b.step_losses
+    if a is None or b is None:
+        return None
     from mixer_common.comparison.loss_curves import loss_curves_svg
 
     return {

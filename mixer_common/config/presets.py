@@ -5,7 +5,7 @@ A new preset is one more entry of MODELS or _RECIPES; `--model` and `--recipe` t
 
 from dataclasses import dataclass, replace
 
-from mixer_common.config.model import ModelConfig
+from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.train import TrainConfig
 
 _TUTORIAL = ModelConfig(block="tutorial")
@@ -14,7 +14,7 @@ _TUTORIAL = ModelConfig(block="tutorial")
 def _paper(patch_size: int, num_blocks: int, hidden_dim: int) -> ModelConfig:
     """A model of the paper's table 1 (arXiv 2105.01601), at 224 pixels and ImageNet's 1000 classes."""
     return ModelConfig(
-        image_size=224,
+        image_size=ImageSize(224, 224),
         patch_size=patch_size,
         num_classes=1000,
         num_blocks=num_blocks,

@@ -61,7 +61,6 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
                 dataset.train_images,
                 dataset.train_labels,
                 moments=start.moments,
-                step=start.progress.step,
                 device=device,
             )
             return run_training(trainer, run, start.progress, dataset, framework, description)

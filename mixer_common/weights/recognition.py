@@ -17,7 +17,9 @@ from mixer_common.weights.formats import FORMATS, NUMBER, OLDER_FLAX, WRAPPINGS,
 _DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
 
 # A model whose sizes all differ: where one of them stands in a shape, a file's shape has the file's size.
-_PROBE = ModelConfig(image_size=8, patch_size=2, num_classes=13, hidden_dim=5, tokens_mlp_dim=7, channels_mlp_dim=11)
+_PROBE = ModelConfig(
+    image_size=ImageSize(8, 8), patch_size=2, num_classes=13, hidden_dim=5, tokens_mlp_dim=7, channels_mlp_dim=11
+)
 _PROBE_STEM = 3 * _PROBE.patch_size**2  # the input of a stem that is a linear layer
 
 
@@ -102,8 +104,8 @@ def _count_blocks(table: Format, names: set[str]) -> int:
     if not any(blocks for layer, blocks in numbers.items() if "token_mixing" in layer):
         return 0
     counts = [block + 1 for blocks in numbers.values() for block in blocks]
-    if NUMBER.search(table.names["head"]):  # its number tells how many blocks there were, even if the last is lost
-        counts += _numbers(table.names["head"], names)
+    # The head's number, if it has one, tells how many blocks there were, even if the last is lost.
+    counts += _numbers(table.names["head"], names)
     # More blocks than arrays is no lost block but a stray name.
     return max((count for count in counts if count <= len(names)), default=0)
 
@@ -111,6 +113,8 @@ def _count_blocks(table: Format, names: set[str]) -> int:
 def _numbers(template: str, names: set[str]) -> list[int]:
     """The number of the block, or of blocks, in each name that the template of a format can make."""
     number = NUMBER.search(template)
+    if number is None:
+        return []
     before, after = (
         re.escape(part).replace(r"\{leaf\}", r"\w+?") for part in (template[: number.start()], template[number.end() :])
     )
@@ -135,17 +139,16 @@ def _infer_config(
     if stem := votes.pop(_PROBE_STEM, None):
         votes[_PROBE.patch_size][max(math.isqrt(max(stem) // 3), 1)] += 1
 
-    def size(field: str) -> int:  # 1 where every array that tells is missing
+    def most_voted(field: str) -> int:  # 1 where every array that tells is missing
         return max(votes[getattr(_PROBE, field)].items(), key=lambda vote: vote[1], default=(1, 0))[0]
 
-    num_patches, patch_size = size("num_patches"), size("patch_size")
+    num_patches, patch_size = most_voted("num_patches"), most_voted("patch_size")
     rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
     columns = num_patches // rows
     return ModelConfig(
         image_size=ImageSize(rows * patch_size, columns * patch_size),
         num_blocks=num_blocks,
-        block=block,
         patch_size=patch_size,
-        **{name: size(name) for name in ("num_classes", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},
-        **table.details,
+        **{name: most_voted(name) for name in ("num_classes", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},
+        **{"block": block, **table.details},
     )

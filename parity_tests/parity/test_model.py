@@ -77,14 +77,14 @@ def loss_and_gradients(
     graphdef, params = nnx.split(mixer_jax.model.build_model(config, weights, dtype=pixels.dtype))
 
     def objective(params: nnx.State) -> jax.Array:
-        return mixer_jax.train.loss(nnx.merge(graphdef, params)(pixels, drop_path), labels, smoothing)
+        return mixer_jax.train.cross_entropy(nnx.merge(graphdef, params)(pixels, drop_path), labels, smoothing)
 
     value, grads = jax.jit(jax.value_and_grad(objective))(params)
     results = [(float(value), mixer_jax.model.to_canonical(config, grads))]
 
     model = mixer_torch.model.build_model(config, weights, dtype=torch.from_numpy(pixels).dtype)
     logits = model(torch.from_numpy(pixels), None if drop_path is None else torch.from_numpy(drop_path))
-    value = mixer_torch.train.loss(logits, torch.from_numpy(labels), smoothing)
+    value = mixer_torch.train.cross_entropy(logits, torch.from_numpy(labels), smoothing)
     value.backward()
     grads = mixer_torch.model.to_canonical({name: p.grad for name, p in model.named_parameters()})
     return [*results, (value.item(), grads)]

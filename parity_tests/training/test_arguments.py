@@ -23,6 +23,22 @@ def test_without_any_option(monkeypatch):
     assert parse(monkeypatch) == (TrainArguments(config=MODELS["tutorial"], train=RECIPES["tutorial"]), None)
 
 
+@pytest.mark.parametrize(
+    ("given", "model", "recipe"),
+    [
+        (("--recipe", "fast"), "tiny", "fast"),
+        (("--recipe", "nano"), "nano", "nano"),
+        (("--recipe", "fast", "--model", "tutorial"), "tutorial", "fast"),
+        (("--model", "nano"), "nano", "tutorial"),
+        (("--recipe", "adamw"), "tutorial", "adamw"),
+    ],
+)
+def test_a_recipe_brings_its_model(monkeypatch, given, model, recipe):
+    arguments, _ = parse(monkeypatch, *given)
+    assert (arguments.model, arguments.recipe) == (model, recipe)
+    assert (arguments.config, arguments.train) == (MODELS[model], RECIPES[recipe])
+
+
 def test_every_field_has_its_option(monkeypatch):
     arguments, _ = parse(
         monkeypatch, "--hidden-dim", 32, "--image_size", 16, 24, "--flip", "--operations", "rotate", "--trivial-augment"
