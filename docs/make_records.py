@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mixer_common.training.interface import load_framework
 
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
+from mixer_common.interface import load_framework
 from mixer_common.machine import processor_name
 from mixer_common.runs import checkpoint
 from mixer_common.runs.folder import read_losses

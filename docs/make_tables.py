@@ -73,7 +73,7 @@ def digits(value: float) -> str:
 
 
 def error(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
+    return "not measured" if value is None else f"{value:.1e}"
 
 
 def percent(value: float) -> str:
@@ -115,7 +115,11 @@ def ten_epochs(precision: str) -> str:
         for row, loss in zip(record["epochs"], published, strict=True)
     ]
     header = ["epoch", "loss, JAX", "loss, PyTorch", "loss, published", "accuracy, JAX", "accuracy, PyTorch"]
-    return markdown(header, rows, measured(record))
+    count = record["classified_differently"]
+    differing = (
+        f"After the last epoch the two put {count:,} of {record['test_images']:,} test images into other classes."
+    )
+    return markdown(header, rows, differing, measured(record))
 
 
 def runs() -> str:

@@ -11,7 +11,7 @@ from jax import Array
 
 from mixer_bench.workload import Matmul, Runtime, Workload, WorkloadConfig
 from mixer_common.plan.epoch import EpochPlan
-from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
+from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE, Device
 from mixer_jax.forward import forward, logits
 from mixer_jax.framework import JaxFramework
 from mixer_jax.model import build_model
@@ -37,7 +37,7 @@ def make_workload(config: WorkloadConfig) -> Workload | Matmul:
     return (Training if config.mode == "train" else Forward)(config, runtime, device)
 
 
-def multiplier(device: jax.Device, precision: str, size: int) -> Callable[[int], None]:
+def multiplier(device: Device, precision: str, size: int) -> Callable[[int], None]:
     """A function that makes so many products of two matrices (size, size), and waits for them."""
     factors = np.random.default_rng(0).standard_normal((2, size, size)) / np.sqrt(size)
     x, y = jax.device_put(list(factors.astype(COMPUTE_DTYPE[precision])), device)
@@ -55,7 +55,7 @@ def multiplier(device: jax.Device, precision: str, size: int) -> Callable[[int],
 class Training(Workload):
     """Training steps: each in a dispatch of its own (jax-step), or all of a range in one (jax-scan)."""
 
-    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: jax.Device):
+    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: Device):
         images = config.images()
         super().__init__(config, runtime, images.shape)
         self.device = device
@@ -81,7 +81,7 @@ class Training(Workload):
 class Forward(Workload):
     """Forward passes: each in a dispatch of its own (jax-step), or all of a range in one (jax-scan)."""
 
-    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: jax.Device):
+    def __init__(self, config: WorkloadConfig, runtime: Runtime, device: Device):
         images = config.images()
         super().__init__(config, runtime, images.shape)
         self.device, self.images = device, jax.device_put(images, device)
@@ -121,6 +121,6 @@ class Forward(Workload):
         )
 
 
-def device_memory(device: jax.Device) -> int | None:
+def device_memory(device: Device) -> int | None:
     """Most bytes ever in use on the device; None where the device is the host."""
     return None if device.platform == "cpu" else (device.memory_stats() or {}).get("peak_bytes_in_use", 0)

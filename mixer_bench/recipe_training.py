@@ -98,7 +98,10 @@ def run_training(
 
 
 def epochs_that_fit(probe: Training, seconds: float) -> int:
-    """How many epochs a longer training like this one, of two epochs at least, can have in so many seconds."""
+    """How many epochs a longer training like this one can have in so many seconds; 0 where its own epochs do not show
+    how long one takes."""
     wall = probe.wall_seconds_per_epoch
+    if wall is None:
+        return 0
     start_and_end = probe.seconds - len(probe.epoch_ends) * wall
     return max(0, int((seconds - max(start_and_end, 0)) / (1.05 * wall)))

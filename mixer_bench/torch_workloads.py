@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from mixer_torch import optimizer
 from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
 from mixer_torch.forward import forward
 from mixer_torch.framework import TorchFramework
-from mixer_torch.model import build_model
+from mixer_torch.model import Mixer, build_model
 from mixer_torch.pixels import bytes_to_pixels
 from mixer_torch.train import Trainer
 
@@ -80,9 +81,10 @@ class Training(Workload):
             compiled=config.implementation == "torch-compile",
         )
         if config.implementation in other_models.PACKAGES:
-            self.trainer.model = other_models.build_other_model(
+            other_model = other_models.build_other_model(
                 config.implementation, config.model, weights, device, WEIGHTS_DTYPE[config.recipe.precision]
             )
+            self.trainer.model = cast(Mixer, other_model)
             self.trainer.optimizer = optimizer.make_optimizer(config.recipe, self.trainer.model)
 
     def begin_epoch(self, plan: EpochPlan) -> None:

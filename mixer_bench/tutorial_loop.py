@@ -34,7 +34,7 @@ class Pictures(torch.utils.data.Dataset):
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: ModelConfig):
         self.images, self.labels = images, labels
         resize = [] if images.shape[1:3] == config.image_size else [transforms.Resize(config.image_size)]
-        self.transform = transforms.Compose(
+        self.transform: Callable[[Image.Image], Tensor] = transforms.Compose(
             [*resize, transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
         )
 

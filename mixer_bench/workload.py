@@ -99,7 +99,7 @@ class Workload:
         """Runs the first CHECKED_STEPS steps; to be called once, before `seconds`."""
         plan = self._plan(0)
         training = self.config.mode == "train"
-        logits = self.logits(plan.indices[0]) if training else None
+        logits = self.logits(plan.indices[0]) if training else np.zeros(0)
         values, seconds = [], []
         for first, last in (chunk for _ in range(CHECKED_STEPS) for chunk in self._chunks(1)):
             start = time.perf_counter()

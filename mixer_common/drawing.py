@@ -1,6 +1,7 @@
 """The style of the project's pictures, and how one is written to a file."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,9 +11,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-# The same names, as CSS variables, colour the page in mixer_common/comparison/page.html.jinja.
+# These names, as CSS variables, also colour the page in mixer_common/comparison/page.html.jinja.
 COLOURS = {"page": "#ffffff", "text": "#1f2329", "muted": "#5b6470", "line": "#d9dee4", "a": "#0072b2", "b": "#d55e00"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "figure.facecolor": COLOURS["page"],
     "axes.facecolor": COLOURS["page"],

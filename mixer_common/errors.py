@@ -4,6 +4,16 @@ import signal
 import sys
 from collections.abc import Callable
 
+# The extra of this project that brings each package which is no dependency of its own.
+_EXTRAS = {
+    "jax": "jax",
+    "flax": "jax",
+    "optax": "jax",
+    "tensorflow_datasets": "jax",
+    "torch": "torch",
+    "torchvision": "torch",
+}
+
 
 class UserError(Exception):
     """Bad input: the message is one sentence that names the value, what was expected and what to do."""
@@ -12,7 +22,8 @@ class UserError(Exception):
 def run_script(main: Callable[[], int | None]) -> None:
     """Runs a script's `main` and exits with its return value, an exit code or None for 0.
 
-    Bad input, too little memory and errors of the file system end in one line on stderr and code 2; Ctrl-C in 130.
+    Bad input, too little memory, errors of the file system and a framework that is not installed end in one line on
+    stderr and code 2; Ctrl-C in 130.
     """
     try:
         code = main()
@@ -25,6 +36,15 @@ def run_script(main: Callable[[], int | None]) -> None:
     except MemoryError as error:
         print(
             f"error: there is not enough memory ({error}); choose smaller sizes, then run the command again.",
+            file=sys.stderr,
+        )
+        code = 2
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        print(
+            f"error: the package {error.name} is needed here and is not installed: install it with: "
+            f"pip install 'mlp-mixer-parity[{_EXTRAS[error.name]}]', or in a checkout: pip install -e '.[all]'.",
             file=sys.stderr,
         )
         code = 2

@@ -24,7 +24,10 @@ class Trainer(Protocol):
     """A model in training: weights, optimizer state and training images on the device."""
 
     def begin_epoch(self, plan: EpochPlan) -> None:
-        """Hands an epoch's indices, rates and random draws to the device; before its first `train` and `augmented`."""
+        """Hands an epoch's indices, rates and random draws to the device; before its first `train` and `augmented`.
+
+        plan.first_step tells how many steps of the run lie before the epoch.
+        """
         ...
 
     def train(self, first: int, last: int) -> np.ndarray:
@@ -69,8 +72,8 @@ class Framework(Protocol):
         """Versions of Python and of the packages that compute, by package."""
         ...
 
-    def prepare(self, device: str, precision: str) -> Any:
-        """The device for "auto", "cpu" or "gpu"; sets the framework up for the precision. Called before all else.
+    def prepare(self, name: str, precision: str) -> Any:
+        """The device named "auto", "cpu" or "gpu"; sets the framework up for the precision. Called before all else.
 
         Raises UserError where there is no such device.
         """
@@ -88,10 +91,9 @@ class Framework(Protocol):
         images: np.ndarray,
         labels: np.ndarray,
         moments: Mapping[str, Arrays] | None = None,
-        step: int = 0,
         device: Any = None,
     ) -> Trainer:
-        """A Trainer whose weights and moments are canonical arrays as they were after `step` steps.
+        """A Trainer whose weights and moments are canonical arrays, as they were where the training goes on.
 
         images: uint8 (N, H, W, 3); labels: int32 (N,); moments: None at the start of a run, else by
         moment_names. Raises UserError where the arrays do not fit the model.

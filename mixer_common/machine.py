@@ -65,8 +65,8 @@ def total_memory() -> int:
 def peak_memory() -> int:
     """The most bytes of memory that this process ever held."""
     info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return info.peak_wset
+    if peak := getattr(info, "peak_wset", None):  # Windows
+        return peak
     with suppress(OSError, StopIteration):  # Linux; its ru_maxrss would start from the parent process's peak
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024

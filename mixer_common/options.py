@@ -65,7 +65,7 @@ def one_of(names: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def parse(arguments: type[T], description: str) -> T:
+def parse(arguments: type[T], description: str | None) -> T:
     """Reads the command line as a dataclass of type `arguments`; `description` is the head of its --help."""
     return tyro.cli(
         arguments, description=description, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)

@@ -1,5 +1,7 @@
 """The device and the precision that JAX computes in. Twin of mixer_torch/device.py."""
 
+from typing import Any, TypeAlias
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import numpy as np
 from mixer_common.errors import UserError
 from mixer_common.machine import cache_dir, num_threads
 
+Device: TypeAlias = Any  # a jax.Device, of which JAX declares no type
+
 WEIGHTS_DTYPE = {"float32": np.float32, "bfloat16": np.float32, "float64": np.float64}
 COMPUTE_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
-def prepare(name: str, precision: str) -> jax.Device:
+def prepare(name: str, precision: str) -> Device:
     """The device "auto", "cpu" or "gpu", with JAX set up for the precision."""
     jax.config.update("jax_enable_x64", precision == "float64")
     # Without it a GPU rounds the factors of float32 matmuls to TF32.
@@ -28,7 +32,7 @@ def prepare(name: str, precision: str) -> jax.Device:
     return device
 
 
-def describe(device: jax.Device) -> str:
+def describe(device: Device) -> str:
     if device.platform == "cpu":
         return f"CPU, {num_threads()} threads"
     return f"GPU {device.device_kind}"

@@ -1,9 +1,13 @@
-"""Downloads CIFAR-10 through TensorFlow Datasets (TFDS), with no TensorFlow present."""
+"""Downloads CIFAR-10 through TensorFlow Datasets (TFDS), with no TensorFlow present.
+
+Twin of mixer_torch/download.py.
+"""
 
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,7 +34,7 @@ def download_cifar10(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         # What breaks off half-way stays in this folder and goes with it.
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as folder:
-            builder = tfds.builder("cifar10", data_dir=folder, file_format="array_record")
+            builder: Any = tfds.builder("cifar10", data_dir=folder, file_format="array_record")
             # TFDS's own needs TensorFlow to unpack the archive and to encode the images.
             builder._split_generators = _split_generators
             builder.download_and_prepare(
@@ -47,8 +51,8 @@ def download_cifar10(data_dir: Path) -> None:
 def _split_generators(dl_manager) -> dict[str, Iterator]:
     """The examples of each split, as TFDS's builder of CIFAR-10 yields them."""
     with tarfile.open(dl_manager.download(URL)) as tar:
-        files = [member for member in tar if member.isfile()]
-        batches = {Path(file.name).stem: tar.extractfile(file).read() for file in files}
+        opened = ((member.name, tar.extractfile(member)) for member in tar.getmembers())
+        batches = {Path(name).stem: file.read() for name, file in opened if file is not None}
     train = b"".join(batches[f"data_batch_{number}"] for number in range(1, 6))
     return {"train": _examples("train", train), "test": _examples("test", batches["test_batch"])}
 

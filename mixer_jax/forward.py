@@ -11,7 +11,7 @@ from jax import Array
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.machine import is_memory_exhausted
-from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
+from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE, Device
 from mixer_jax.hooks import Recorder
 from mixer_jax.model import Mixer, build_model
 from mixer_jax.pixels import bytes_to_pixels
@@ -56,14 +56,14 @@ def logits(model: Mixer, images: np.ndarray, precision: str, size: int = BATCH_S
 
 
 def logits_of_weights(
-    config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: jax.Device
+    config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: Device
 ) -> np.ndarray:
     """Logits (N, num_classes) of uint8 images (N, H, W, 3), in the weights' dtype, of canonical weights."""
     return logits(build_model(config, weights, device, WEIGHTS_DTYPE[precision]), images, precision)
 
 
 @cache
-def _compiled_forward(device: jax.Device, config: ModelConfig, precision: str) -> Callable[..., Array]:
+def _compiled_forward(device: Device, config: ModelConfig, precision: str) -> Callable[..., Array]:
     def run(graphdef: Any, weights: nnx.State, images: Array) -> Array:
         return forward(nnx.merge(graphdef, weights), images, None, precision)
 

@@ -17,8 +17,8 @@ from mixer_common.config.model import ModelConfig
 from mixer_common.config.train import MOMENTS, TrainConfig
 from mixer_jax.model import from_canonical, to_canonical
 
-# optax's name for what the canonical form calls momentum.
-_OPTAX_NAMES = {"momentum": "trace"}
+# optax's names for what the canonical form calls otherwise, and the names in _AdamState below.
+_OPTAX_NAMES = {"first_moment": "first_moment", "second_moment": "second_moment", "momentum": "trace"}
 
 
 def make_optimizer(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
@@ -42,13 +42,13 @@ def make_optimizer(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs
 def moments(
     config: ModelConfig, state: Any, frozen: nnx.State, recipe: TrainConfig
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS.
+    """The moments in the optimizer's state: canonical arrays under the names of mixer_common.config.train.MOMENTS.
 
     Those of the `frozen` weights are zero.
     """
     zeros = jax.tree.map(jnp.zeros_like, frozen)
     return {
-        name: to_canonical(config, nnx.merge_state(optax.tree.get(state, _OPTAX_NAMES.get(name, name)), zeros))
+        name: to_canonical(config, nnx.merge_state(optax.tree.get(state, _OPTAX_NAMES[name]), zeros))
         for name in MOMENTS[recipe.optimizer]
     }
 
@@ -57,35 +57,43 @@ def load_moments(
     params: nnx.State, state: Any, recipe: TrainConfig, arrays: Mapping[str, Mapping[str, np.ndarray]]
 ) -> Any:
     """The optimizer's state with its moments replaced by canonical arrays; `params`: the weights that learn."""
-    return optax.tree.set(
-        state,
-        **{_OPTAX_NAMES.get(name, name): from_canonical(params, arrays[name]) for name in MOMENTS[recipe.optimizer]},
-    )
+    loaded: dict[str, Any] = {
+        _OPTAX_NAMES[name]: from_canonical(params, arrays[name]) for name in MOMENTS[recipe.optimizer]
+    }
+    return optax.tree.set(state, **loaded)
 
 
-class AdamState(NamedTuple):
+class _AdamState(NamedTuple):
     first_moment: Any
     second_moment: Any
 
 
 def _scale_by_adam(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
-    def init(params: Any) -> AdamState:
-        return AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+    def init(params: Any) -> _AdamState:
+        return _AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Any, state: AdamState, params: Any = None, *, bias_corrections: Array, **_: Any):
+    def update(updates: Any, state: Any, params: Any = None, **rates: Any) -> tuple[Any, _AdamState]:
+        del params
+        bias_corrections: Array = rates["bias_corrections"]
         beta1, beta2, epsilon = recipe.beta1, recipe.beta2, recipe.adam_epsilon
-        m = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.first_moment, grads)
-        v = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second_moment, grads)
+        m = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.first_moment, updates)
+        v = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.second_moment, updates)
         updates = jax.tree.map(
             lambda m, v: m / bias_corrections[0] / (jnp.sqrt(v) / bias_corrections[1] + epsilon), m, v
         )
-        return updates, AdamState(m, v)
+        return updates, _AdamState(m, v)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _descend() -> optax.GradientTransformationExtraArgs:
-    def update(updates: Any, state: Any, params: Any = None, *, learning_rate: Array, **_: Any):
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None, **rates: Any) -> tuple[Any, Any]:
+        del params
+        learning_rate: Array = rates["learning_rate"]
         return jax.tree.map(lambda u: -learning_rate * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a comparison looks at: every activation and every gradient of a model. Twin of mixer_torch/record.py."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,14 @@ from flax import nnx
 from jax import Array
 
 from mixer_common.config.model import ModelConfig, activation_names
-from mixer_jax.device import WEIGHTS_DTYPE
+from mixer_jax.device import WEIGHTS_DTYPE, Device
 from mixer_jax.forward import forward
 from mixer_jax.model import build_model, to_canonical
-from mixer_jax.train import loss
+from mixer_jax.train import cross_entropy
 
 
 def activations_of_weights(
-    config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: jax.Device
+    config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: Device
 ) -> dict[str, np.ndarray]:
     """Every activation of one forward pass, in network order and in the weights' dtype; "head" is the logits."""
     graphdef, state = nnx.split(build_model(config, weights, device, WEIGHTS_DTYPE[precision]))
@@ -36,7 +36,7 @@ def gradients_of_weights(
     images: np.ndarray,
     labels: np.ndarray,
     precision: str,
-    device: jax.Device,
+    device: Device,
 ) -> dict[str, np.ndarray]:
     """Canonical gradients of the mean cross-entropy of uint8 images (B, H, W, 3), nothing dropped."""
     graphdef, params = nnx.split(build_model(config, weights, device, WEIGHTS_DTYPE[precision]))
@@ -44,6 +44,6 @@ def gradients_of_weights(
     @jax.jit
     @jax.grad
     def run(params: nnx.State, images: Array, labels: Array) -> Array:
-        return loss(forward(nnx.merge(graphdef, params), images, None, precision), labels, 0.0)
+        return cross_entropy(forward(nnx.merge(graphdef, params), images, None, precision), labels, 0.0)
 
     return to_canonical(config, run(params, images, labels))

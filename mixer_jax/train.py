@@ -5,6 +5,7 @@ Twin of mixer_torch/train.py.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,31 +19,29 @@ from mixer_common.config.train import TrainConfig
 from mixer_common.plan.epoch import EpochPlan
 from mixer_jax import optimizer
 from mixer_jax.augment import augment, of_step
-from mixer_jax.device import WEIGHTS_DTYPE
+from mixer_jax.device import WEIGHTS_DTYPE, Device
 from mixer_jax.forward import forward, logits
-from mixer_jax.model import build_model, to_canonical
+from mixer_jax.model import Mixer, build_model, to_canonical
 from mixer_jax.xla import compiler_options
 
 
-def loss(
-    logits: Array,
-    labels: Array,
-    label_smoothing: float,
-    label_weight: Array | None = None,
-    partners: Array | None = None,
-) -> Array:
-    """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
-    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what an image's label
-    counts for, and that of its partner, in `partners` (B,), for the rest."""
-    if label_weight is not None:
-        return label_weight * loss(logits, labels, label_smoothing) + (1 - label_weight) * loss(
-            logits, partners, label_smoothing
-        )
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Array:
+    """Mean cross-entropy () in nats of logits (B, num_classes) and labels (B,); a smoothed label shares
+    `label_smoothing` equally among all classes."""
     log_probabilities = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
     if label_smoothing == 0:
         return nll
     return (1 - label_smoothing) * nll - label_smoothing * log_probabilities.mean()
+
+
+def loss(logits: Array, labels: Array, partners: Array, label_weight: Array | None, label_smoothing: float) -> Array:
+    """The cross-entropy of `labels` (B,); where images are mixed, `label_weight` () is what that counts for, and the
+    cross-entropy of the labels of their partners, `partners` (B,), counts for the rest."""
+    if label_weight is None:
+        return cross_entropy(logits, labels, label_smoothing)
+    own, other = (cross_entropy(logits, part, label_smoothing) for part in (labels, partners))
+    return label_weight * own + (1 - label_weight) * other
 
 
 class Trainer:
@@ -60,21 +59,20 @@ class Trainer:
         images: np.ndarray,
         labels: np.ndarray,
         moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-        step: int = 0,
-        device: jax.Device | None = None,
+        device: Device | None = None,
     ):
-        """weights: canonical, the model's; moments: by recipe.moment_names; both as they are after `step` steps;
-        images: uint8 (N, H, W, 3)."""
+        """weights: canonical, the model's; moments: by recipe.moment_names, both as they are where training goes on, or
+        None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
         self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
-        learns = (lambda path, value: path[0] == "head") if recipe.freeze_backbone else nnx.Param
+        is_trained = (lambda path, _: path[0] == "head") if recipe.freeze_backbone else nnx.Param
         trained = weights if moments is None else moments.get("trained_weights", weights)
         self.graphdef, self.params, self.frozen = nnx.split(
-            build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision]), learns, ...
+            build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision]), is_trained, ...
         )
         self.average = (
             None
             if not recipe.ema_decay
-            else nnx.state(build_model(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision]), learns)
+            else nnx.state(build_model(config, weights, self.device, WEIGHTS_DTYPE[recipe.precision]), is_trained)
         )
         self.optimizer = optimizer.make_optimizer(recipe)
         opt_state = self.optimizer.init(self.params)
@@ -88,20 +86,7 @@ class Trainer:
     def begin_epoch(self, plan: EpochPlan) -> None:
         """Hands the epoch's numbers to the device."""
         dtype = WEIGHTS_DTYPE[self.recipe.precision]
-        self.plan = jax.device_put(
-            {
-                "indices": plan.indices,
-                "learning_rates": plan.learning_rates.astype(dtype),
-                "bias_corrections": plan.bias_corrections.astype(dtype),
-                "ema_rates": None if plan.ema_rates is None else plan.ema_rates.astype(dtype),
-                "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype),
-                "augmentation": {
-                    name: rows.astype(dtype) if rows.dtype == np.float64 else rows
-                    for name, rows in plan.augmentation.items()
-                },
-            },
-            self.device,
-        )
+        self.plan = _on_device(plan, self.device, dtype)
         self.losses = jnp.zeros(plan.steps, dtype, device=self.device)
 
     def train(self, first: int, last: int) -> np.ndarray:
@@ -128,11 +113,11 @@ class Trainer:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return logits(nnx.merge(self.graphdef, self._judged, self.frozen), images, self.recipe.precision)
+        return logits(self._eval_model, images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The model's weights, canonical: where there is an average, that."""
-        return to_canonical(self.config, nnx.merge_state(self._judged, self.frozen))
+        return to_canonical(self.config, nnx.state(self._eval_model))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
         """Canonical arrays by recipe.moment_names: whatever the training needs beside the model to go on."""
@@ -142,8 +127,8 @@ class Trainer:
         return moments
 
     @property
-    def _judged(self) -> nnx.State:
-        return self.params if self.average is None else self.average
+    def _eval_model(self) -> Mixer:
+        return nnx.merge(self.graphdef, self.params if self.average is None else self.average, self.frozen)
 
     def _steps(
         self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array, last: Array
@@ -162,7 +147,7 @@ class Trainer:
             params: nnx.State, images: Array, labels: Array, partners: Array, drop_path: Array | None
         ) -> Array:
             logits = forward(nnx.merge(self.graphdef, params, frozen), images, drop_path, self.recipe.precision)
-            return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"), partners)
+            return loss(logits, labels, partners, draws.get("label_weight"), self.recipe.label_smoothing)
 
         value, grads = _mean_over_parts(
             objective, self.recipe.accumulation, params, augmented, labels[batch], labels[batch][::-1], drop_path
@@ -178,6 +163,24 @@ class Trainer:
         if average is not None:
             average = jax.tree.map(lambda e, w: e + plan["ema_rates"][i] * (w - e), average, params)
         return params, opt_state, average, losses.at[i].set(value)
+
+
+def _on_device(plan: EpochPlan, device: Device, dtype: np.dtype) -> dict[str, Any]:
+    """What the steps read of the plan, its real numbers in `dtype`."""
+    return jax.device_put(
+        {
+            "indices": plan.indices,
+            "learning_rates": plan.learning_rates.astype(dtype),
+            "bias_corrections": plan.bias_corrections.astype(dtype),
+            "ema_rates": None if plan.ema_rates is None else plan.ema_rates.astype(dtype),
+            "drop_path": None if plan.drop_path is None else plan.drop_path.astype(dtype),
+            "augmentation": {
+                name: rows.astype(dtype) if rows.dtype == np.float64 else rows
+                for name, rows in plan.augmentation.items()
+            },
+        },
+        device,
+    )
 
 
 def _mean_over_parts(
@@ -198,6 +201,6 @@ def _mean_over_parts(
         return jax.tree.map(jnp.add, total, share), None
 
     parts = [array.reshape(count, -1, *array.shape[1:]) for array in (images, labels, partners)]
-    parts.append(None if drop_path is None else jnp.stack(jnp.split(drop_path, count, axis=-1)))
+    drop_paths = None if drop_path is None else jnp.stack(jnp.split(drop_path, count, axis=-1))
     nothing = jnp.zeros((), images.dtype), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, nothing, tuple(parts))[0]
+    return jax.lax.scan(add, nothing, (*parts, drop_paths))[0]

@@ -10,6 +10,7 @@ COMPUTE_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64"
 
 def prepare(name: str, precision: str) -> torch.device:
     """The device "auto", "cpu" or "gpu", with PyTorch set up for the precision."""
+    del precision  # PyTorch computes in any without being set up for it
     # Otherwise a GPU rounds the factors of float32 matmuls and convolutions to TF32.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

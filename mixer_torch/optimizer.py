@@ -36,7 +36,7 @@ def make_optimizer(recipe: TrainConfig, model: Mixer) -> torch.optim.Optimizer:
 
 
 def moments(model: Mixer, optimizer: torch.optim.Optimizer, recipe: TrainConfig) -> dict[str, dict[str, np.ndarray]]:
-    """The moments in the optimizer's state: canonical arrays under the names of recipe.MOMENTS.
+    """The moments in the optimizer's state: canonical arrays under the names of mixer_common.config.train.MOMENTS.
 
     Those of weights that do not learn are zero.
     """
@@ -58,9 +58,8 @@ def load_moments(
     optimizer: torch.optim.Optimizer,
     recipe: TrainConfig,
     arrays: Mapping[str, Mapping[str, np.ndarray]],
-    step: int,
 ) -> None:
-    """Replaces the optimizer's state by canonical moments as they are after `step` steps."""
+    """Replaces the optimizer's state by canonical moments; `set_step` then says of which step they are."""
     for weight, p in model.named_parameters():
         if not p.requires_grad:
             continue
@@ -69,7 +68,14 @@ def load_moments(
             for name in MOMENTS[recipe.optimizer]
         }
         if recipe.optimizer != "sgd":
-            optimizer.state[p]["step"] = torch.tensor(float(step), dtype=torch.float32, device=p.device)
+            optimizer.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+
+
+def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Says that `step` steps were made so far, from which Adam's bias corrections follow."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].fill_(step)
 
 
 def step(optimizer: torch.optim.Optimizer, recipe: TrainConfig, learning_rate: float) -> None:
@@ -87,4 +93,4 @@ def clip(grads: list[Tensor], max_norm: float) -> None:
     torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, which optax does not.
     """
     norm = torch.nn.utils.get_total_norm(grads)
-    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))  # pyright: ignore[reportPrivateImportUsage]

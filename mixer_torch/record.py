@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a comparison looks at: every activation and every gradient of a model. Twin of mixer_jax/record.py."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from mixer_common.config.model import ModelConfig
 from mixer_torch.device import WEIGHTS_DTYPE
 from mixer_torch.forward import forward
 from mixer_torch.model import build_model, to_canonical
-from mixer_torch.train import loss
+from mixer_torch.train import cross_entropy
 
 
 @torch.no_grad()
@@ -35,5 +35,5 @@ def gradients_of_weights(
     """Canonical gradients of the mean cross-entropy of uint8 images (B, H, W, 3), nothing dropped."""
     model = build_model(config, weights, device, WEIGHTS_DTYPE[precision])
     logits = forward(model, torch.from_numpy(images).to(device), None, precision)
-    loss(logits, torch.from_numpy(labels.astype(np.int64)).to(device), 0.0).backward()
-    return to_canonical({name: p.grad for name, p in model.named_parameters()})
+    cross_entropy(logits, torch.from_numpy(labels.astype(np.int64)).to(device), 0.0).backward()
+    return to_canonical({name: p.grad for name, p in model.named_parameters() if p.grad is not None})

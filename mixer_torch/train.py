@@ -5,6 +5,7 @@ Twin of mixer_jax/train.py.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +22,21 @@ from mixer_torch.forward import forward, logits
 from mixer_torch.model import Mixer, build_model, to_canonical
 
 
-def loss(
-    logits: Tensor,
-    labels: Tensor,
-    label_smoothing: float,
-    label_weight: Tensor | None = None,
-    partners: Tensor | None = None,
-) -> Tensor:
-    """Mean cross-entropy (nats) of logits (B, num_classes) and labels (B,); a smoothed label shares
-    `label_smoothing` equally among all classes. Where images are mixed, `label_weight` () is what an image's label
-    counts for, and that of its partner, in `partners` (B,), for the rest."""
-    if label_weight is not None:
-        return label_weight * loss(logits, labels, label_smoothing) + (1 - label_weight) * loss(
-            logits, partners, label_smoothing
-        )
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy () in nats of logits (B, num_classes) and labels (B,); a smoothed label shares
+    `label_smoothing` equally among all classes."""
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def loss(
+    logits: Tensor, labels: Tensor, partners: Tensor, label_weight: Tensor | None, label_smoothing: float
+) -> Tensor:
+    """The cross-entropy of `labels` (B,); where images are mixed, `label_weight` () is what that counts for, and the
+    cross-entropy of the labels of their partners, `partners` (B,), counts for the rest."""
+    if label_weight is None:
+        return cross_entropy(logits, labels, label_smoothing)
+    own, other = (cross_entropy(logits, part, label_smoothing) for part in (labels, partners))
+    return label_weight * own + (1 - label_weight) * other
 
 
 class Trainer:
@@ -52,13 +53,12 @@ class Trainer:
         images: np.ndarray,
         labels: np.ndarray,
         moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-        step: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | None = None,
         compiled: bool = False,
     ):
-        """weights: canonical, the model's; moments: by recipe.moment_names; both as they are after `step` steps;
-        images: uint8 (N, H, W, 3)."""
-        self.config, self.recipe, self.device = config, recipe, torch.device(device)
+        """weights: canonical, the model's; moments: by recipe.moment_names, both as they are where training goes on, or
+        None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
+        self.config, self.recipe, self.device = config, recipe, device or torch.get_default_device()
         trained = weights if moments is None else moments.get("trained_weights", weights)
         self.model = build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision])
         self.average = (
@@ -66,44 +66,40 @@ class Trainer:
         )
         if recipe.freeze_backbone:
             self.model.requires_grad_(False).head.requires_grad_()
+        self._averages: list[Tensor] = []
+        self._averaged: list[Tensor] = []
         if self.average is not None:
-            learning = [name for name, p in self.model.named_parameters() if p.requires_grad]
-            self._averaged = [[model.get_parameter(name) for name in learning] for model in (self.average, self.model)]
+            trained_names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+            self._averages += [self.average.get_parameter(name) for name in trained_names]
+            self._averaged += [self.model.get_parameter(name) for name in trained_names]
         self.optimizer = optimizer.make_optimizer(recipe, self.model)
         if moments is not None:
-            optimizer.load_moments(self.model, self.optimizer, recipe, moments, step)
+            optimizer.load_moments(self.model, self.optimizer, recipe, moments)
         self.images = torch.from_numpy(images).to(self.device)
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self._objective = torch.compile(self._objective) if compiled else self._objective
 
     def begin_epoch(self, plan: EpochPlan) -> None:
         """Hands the epoch's numbers to the device."""
-        dtype = WEIGHTS_DTYPE[self.recipe.precision]
-        self.indices = torch.from_numpy(plan.indices).to(self.device)
-        self.learning_rates = plan.learning_rates.tolist()
-        self.ema_rates = None if plan.ema_rates is None else plan.ema_rates.tolist()
-        self.drop_path = None if plan.drop_path is None else torch.from_numpy(plan.drop_path).to(self.device, dtype)
-        self.augmentation = {
-            name: torch.from_numpy(rows).to(self.device, dtype if rows.dtype == np.float64 else None)
-            for name, rows in plan.augmentation.items()
-        }
+        self.plan = _on_device(plan, self.device, WEIGHTS_DTYPE[self.recipe.precision])
 
     def train(self, first: int, last: int) -> np.ndarray:
         """Steps `first` to `last` - 1 of the epoch; the training loss of each, in the weights' dtype."""
+        optimizer.set_step(self.optimizer, self.plan["first_step"] + first)
         return torch.stack([self._step(i) for i in range(first, last)]).cpu().numpy()
 
     def augmented(self, i: int) -> np.ndarray:
         """The images of step `i` of the epoch as they are trained on: bytes (B, H, W, 3), as real numbers."""
-        batch, draws = self.images[self.indices[i]], of_step(self.augmentation, i)
+        batch, draws = self.images[self.plan["indices"][i]], of_step(self.plan["augmentation"], i)
         return augment(batch, draws, WEIGHTS_DTYPE[self.recipe.precision]).cpu().numpy()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits (N, num_classes) of uint8 images (N, H, W, 3), nothing dropped."""
-        return logits(self._judged, images, self.recipe.precision)
+        return logits(self._eval_model, images, self.recipe.precision)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The model's weights, canonical: where there is an average, that."""
-        return to_canonical(dict(self._judged.named_parameters()))
+        return to_canonical(dict(self._eval_model.named_parameters()))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
         """Canonical arrays by recipe.moment_names: whatever the training needs beside the model to go on."""
@@ -113,7 +109,7 @@ class Trainer:
         return moments
 
     @property
-    def _judged(self) -> Mixer:
+    def _eval_model(self) -> Mixer:
         return self.model if self.average is None else self.average
 
     def _objective(
@@ -121,11 +117,11 @@ class Trainer:
     ) -> Tensor:
         augmented = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
         logits = forward(self.model, augmented, drop_path, self.recipe.precision)
-        return loss(logits, labels, self.recipe.label_smoothing, draws.get("label_weight"), partners)
+        return loss(logits, labels, partners, draws.get("label_weight"), self.recipe.label_smoothing)
 
     def _step(self, i: int) -> Tensor:
-        batch, draws = self.indices[i], of_step(self.augmentation, i)
-        drop_path = None if self.drop_path is None else self.drop_path[i]
+        batch, draws = self.plan["indices"][i], of_step(self.plan["augmentation"], i)
+        drop_path = None if self.plan["drop_path"] is None else self.plan["drop_path"][i]
         images, labels = self.images[batch], self.labels[batch]
         if self.recipe.accumulation > 1:  # before the batch is divided: partners may come to lie in two parts
             images = augment(images, draws, WEIGHTS_DTYPE[self.recipe.precision])
@@ -134,12 +130,28 @@ class Trainer:
         value = _mean_over_parts(
             partial(self._objective, draws), self.recipe.accumulation, images, labels, labels.flip(0), drop_path
         )
-        optimizer.step(self.optimizer, self.recipe, self.learning_rates[i])
+        optimizer.step(self.optimizer, self.recipe, self.plan["learning_rates"][i])
         if self.average is not None:
-            average, weights = self._averaged
             with torch.no_grad():
-                torch._foreach_lerp_(average, weights, self.ema_rates[i])
+                torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                    self._averages, self._averaged, self.plan["ema_rates"][i]
+                )
         return value
+
+
+def _on_device(plan: EpochPlan, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the steps read of the plan, its real numbers in `dtype`; rates as Python's numbers."""
+    return {
+        "first_step": plan.first_step,
+        "indices": torch.from_numpy(plan.indices).to(device),
+        "learning_rates": plan.learning_rates.tolist(),
+        "ema_rates": None if plan.ema_rates is None else plan.ema_rates.tolist(),
+        "drop_path": None if plan.drop_path is None else torch.from_numpy(plan.drop_path).to(device, dtype),
+        "augmentation": {
+            name: torch.from_numpy(rows).to(device, dtype if rows.dtype == np.float64 else None)
+            for name, rows in plan.augmentation.items()
+        },
+    }
 
 
 def _mean_over_parts(
@@ -157,9 +169,9 @@ def _mean_over_parts(
         return value.detach()
     total = images.new_zeros(())
     parts = [array.chunk(count) for array in (images, labels, partners)]
-    parts.append([None] * count if drop_path is None else drop_path.chunk(count, dim=-1))
-    for part in zip(*parts, strict=True):
-        share = objective(*part) / count
+    drop_paths = [None] * count if drop_path is None else drop_path.chunk(count, dim=-1)
+    for *part, part_drop_path in zip(*parts, drop_paths, strict=True):
+        share = objective(*part, part_drop_path) / count
         share.backward()
         total += share.detach()
     return total

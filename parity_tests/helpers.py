@@ -1,9 +1,11 @@
 """What several test files share."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import mixer_jax.model
 import mixer_jax.train
@@ -22,20 +24,11 @@ from mixer_common.weights.canonical import ModelWeights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
-
-def random_weights(config, seed: int = 0) -> dict[str, np.ndarray]:
-    """The common start, shaken, so that no weight is zero and every path matters."""
-    random = np.random.default_rng(seed)
-    return {
-        name: (array + 0.05 * random.standard_normal(array.shape)).astype(np.float32)
-        for name, array in initial_weights(config, seed).items()
-    }
-
-
-def identical(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return list(a) == list(b) and all(
-        a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a
-    )
+FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
+TRAINERS = {"jax": mixer_jax.train.Trainer, "torch": mixer_torch.train.Trainer}
+# A script's options for the smallest run, and the steps that its epoch has with the recipe tutorial's batches of 4.
+DIGITS = ("--dataset", "digits", "--model", "tiny")
+DIGITS_EPOCH = 1437 // 4
 
 
 TINY = MODELS["tiny"]
@@ -43,13 +36,40 @@ TINY = MODELS["tiny"]
 SMALL = ModelConfig(
     image_size=(12, 20), patch_size=4, num_classes=5, hidden_dim=24, num_blocks=2, tokens_mlp_dim=7, channels_mlp_dim=33
 )
+# A recipe with every part of the optimizer's step switched on.
+EVERYTHING = replace(RECIPES["adamw"], batch_size=8, epochs=3, clip_norm=0.5)
+
+# A run amplifies what rounding does in each of its steps, by factors that depend on data and recipe. How
+# much is measured: two runs of JAX alone that start one rounding apart differ by the amplification of that
+# one. The frameworks round apart in every layer of every step, so their difference is some ten times that.
+MANY_ROUNDINGS = 100
+
+
+# ---- Weights and checkpoints
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """The initial weights plus noise, so that no weight is zero and every path matters."""
+    random = np.random.default_rng(seed)
+    return {
+        name: (array + 0.05 * random.standard_normal(array.shape)).astype(np.float32)
+        for name, array in initial_weights(config, seed).items()
+    }
 
 
 def model_weights(config: ModelConfig, seed: int = 0) -> ModelWeights:
     return ModelWeights(config, random_weights(config, seed), "canonical")
 
 
-def tree(arrays: dict[str, np.ndarray]) -> dict:
+def identical(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    """Whether two dicts hold the same names in the same order, and arrays of the same dtypes and bits."""
+    return list(a) == list(b) and all(
+        a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a
+    )
+
+
+def tree(arrays: Mapping[str, np.ndarray]) -> dict:
+    """The nested dicts that names such as "head/kernel" are the paths of."""
     nested: dict = {}
     for name, array in arrays.items():
         *parents, leaf = name.split("/")
@@ -61,6 +81,7 @@ def tree(arrays: dict[str, np.ndarray]) -> dict:
 
 
 def example(step: int = 7, optimizer: str = "adam", dtype: str = "float64", **changes: object) -> Checkpoint:
+    """A checkpoint of `tiny`, begun in JAX and continued in PyTorch; changes: fields of its TrainConfig."""
     config = MODELS["tiny"]
     run = RunConfig(
         "tiny",
@@ -81,10 +102,7 @@ def example(step: int = 7, optimizer: str = "adam", dtype: str = "float64", **ch
     return Checkpoint(run, TrainingProgress(step, (("jax", 0), ("torch", 3)), 1.5, 0.25, 6), arrays[0], moments)
 
 
-# A run amplifies what rounding does in each of its steps, by factors that depend on data and recipe. How
-# much is measured: two runs of JAX alone that start one rounding apart differ by the amplification of that
-# one. The frameworks round apart in every layer of every step, so their difference is some ten times that.
-MANY_ROUNDINGS = 100
+# ---- Runs
 
 
 def trained(module, config: ModelConfig, recipe: TrainConfig, dataset: Dataset, steps: int, nudged: bool = False):
@@ -105,9 +123,6 @@ def trained(module, config: ModelConfig, recipe: TrainConfig, dataset: Dataset, 
         losses.append(trainer.train(0, count))
         steps, epoch = steps - count, epoch + 1
     return np.concatenate(losses), trainer
-
-
-EVERYTHING = replace(RECIPES["adamw"], batch_size=8, epochs=3, clip_norm=0.5)
 
 
 def explained_by_rounding(config: ModelConfig, recipe: TrainConfig, dataset: Dataset, losses: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def main() -> None:
             arrays, like = arrays_like(weights, arguments.like, names, display)
             save_like(arguments.target, arrays, display)
         else:
-            save_weights(arguments.target, weights, arguments.to, display, arguments.overwrite)
+            save_weights(arguments.target, weights, arguments.to or "", display, arguments.overwrite)
     if arguments.like:
         for line in describe_names(like.names, like.config) if like.names else []:
             print(f"Names    {line}")

@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
+import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,21 +17,18 @@ from mixer_common import files
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
-from mixer_common.options import parse
+from mixer_common.options import DataDir, Device, FrameworkName, parse
 from mixer_common.runs import checkpoint, pictures
 from mixer_common.training import metrics
 
 
 @dataclass(frozen=True)
 class Arguments:
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or of a checkpoint."""
-    framework: Literal["auto", "jax", "torch"] = "auto"
-    """auto: the one that trained last."""
-    data_dir: Path | None = None
-    """Folder that holds CIFAR-10. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: a GPU where there is one."""
+    framework: FrameworkName = "auto"
+    data_dir: DataDir = None
+    device: Device = "auto"
     json: Path | None = None
     """Also write the figures to this file."""
     picture: Path | None = None
@@ -61,7 +60,7 @@ def main() -> None:
     logits = framework.logits(config.model, state.weights, dataset.test_images, config.train.precision, device)
     seconds = time.perf_counter() - start
     matrix = metrics.confusion_matrix(logits, dataset.test_labels)
-    by_class = matrix.diagonal() / matrix.sum(axis=1).clip(1)
+    accuracy_by_class = matrix.diagonal() / matrix.sum(axis=1).clip(1)
     figures = {
         "run": str(arguments.run),
         "framework": framework.name,
@@ -71,26 +70,29 @@ def main() -> None:
         "test_images": len(logits),
         "test_accuracy": metrics.accuracy(logits, dataset.test_labels),
         "test_loss": metrics.cross_entropy(logits, dataset.test_labels),
-        "class_accuracy": dict(zip(dataset.class_names, by_class.tolist(), strict=True)),
+        "class_accuracy": dict(zip(dataset.class_names, accuracy_by_class.tolist(), strict=True)),
         "confusion_matrix": matrix.tolist(),
     }
+    Console(highlight=False).print(confusion_table(matrix, accuracy_by_class, dataset.class_names))
+    print(f"Test accuracy {figures['test_accuracy']:.2%}, test loss {figures['test_loss']:.4f} ({seconds:.1f} s)")
+    if arguments.json:
+        files.replace_file(arguments.json, (json.dumps(figures, indent=2) + "\n").encode())
+    if arguments.picture:
+        pictures.confusion(matrix, dataset.class_names, arguments.picture)
 
+
+def confusion_table(matrix: np.ndarray, accuracy_by_class: np.ndarray, class_names: Sequence[str]) -> Table:
     table = Table(
         title="Confusion matrix: rows are true classes, columns predicted ones",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    for heading in ("", *(name[:4] for name in dataset.class_names), "accuracy"):
+    for heading in ("", *(name[:4] for name in class_names), "accuracy"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, row, share in zip(dataset.class_names, matrix, by_class, strict=True):
-        table.add_row(name, *map(str, row), f"{share:.1%}")
-    Console(highlight=False).print(table)
-    print(f"Test accuracy {figures['test_accuracy']:.2%}, test loss {figures['test_loss']:.4f} ({seconds:.1f} s)")
-    if arguments.json:
-        files.replace_file(arguments.json, (json.dumps(figures, indent=2) + "\n").encode())
-    if arguments.picture:
-        pictures.confusion(matrix, dataset.class_names, arguments.picture)
+    for name, row, accuracy in zip(class_names, matrix, accuracy_by_class, strict=True):
+        table.add_row(name, *map(str, row), f"{accuracy:.1%}")
+    return table
 
 
 if __name__ == "__main__":

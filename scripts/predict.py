@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -10,23 +10,21 @@ import tyro
 from mixer_common.data import load_picture
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
-from mixer_common.options import parse
+from mixer_common.options import Device, FrameworkName, parse
 from mixer_common.runs import checkpoint
 from mixer_common.training import metrics
 
 
 @dataclass(frozen=True)
 class Arguments:
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or of a checkpoint."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Pictures of any size; the middle square of each is scaled to the size that the model was trained on."""
-    framework: Literal["auto", "jax", "torch"] = "auto"
-    """auto: the one that trained last."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: a GPU where there is one."""
+    framework: FrameworkName = "auto"
+    device: Device = "auto"
     top: int = 3
-    """How many classes to name for each picture."""
+    """Number of classes to name for each picture, the most probable ones."""
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""TODO docstring."""
+"""The bounds of a comparison: the relative errors that rounding alone explains, layer by layer."""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from mixer_common.config.model import ModelConfig
+from mixer_common.config.model import ModelConfig, layers
 
 # An error is a sum of many small independent ones, so nearly normal; the largest of a tensor's entries
 # reaches about five deviations, and a model amplifies what its first layers did a little.
@@ -15,7 +15,7 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
 
 
 def forward_bounds(config: ModelConfig, precision: str) -> dict[str, float]:
-    """Largest relative error of each activation that rounding explains between two forward passes.
+    """The largest relative error of each activation that rounding explains between two forward passes.
 
     A sum of n terms rounds n times; the errors behave like a random walk, √n · u rather than n · u
     (Higham & Mary 2019, doi 10.1137/18M1226312). Layers follow each other, so their n add up under the
@@ -24,37 +24,25 @@ def forward_bounds(config: ModelConfig, precision: str) -> dict[str, float]:
     bfloat16 sums in float32 and rounds once a layer, by at most u of each entry: no sum and no tail to allow
     for, only that the layers amplify each other's errors, up to about twice.
     """
-    C, S = config.hidden_dim, config.num_patches
-    tutorial = config.block == "tutorial"
-    sums = {"stem": 3 * config.patch_size**2}  # terms in the sums of each activation
-    for i in range(config.num_blocks):
-        for norm, size, mlp, width, hidden in (
-            ("token_norm", S if tutorial else C, "token_mixing", C if tutorial else S, config.tokens_mlp_dim),
-            ("channel_norm", C, "channel_mixing", C, config.channels_mlp_dim),
-        ):
-            sums |= {
-                f"blocks.{i}.{norm}": size,
-                f"blocks.{i}.{mlp}.fc1": width,
-                f"blocks.{i}.{mlp}.gelu": 1,
-                f"blocks.{i}.{mlp}.fc2": hidden,
-                f"blocks.{i}.{mlp}": 1,
-            }
-    sums |= {"norm": C, "pool": S, "head": C}
+    terms = {layer.name: layer.terms for layer in layers(config)}
     once = precision == "bfloat16"
-    roundings = np.cumsum([1 if once else terms for terms in sums.values()])
+    roundings = np.cumsum([1 if once else count for count in terms.values()])
     bounds = 2 * (2 if once else SAFETY) * UNIT_ROUNDOFF[precision] * np.sqrt(roundings)
-    return dict(zip(sums, bounds.tolist(), strict=True))
+    return dict(zip(terms, bounds.tolist(), strict=True))
 
 
 def gradient_bound(config: ModelConfig, precision: str, batch_size: int) -> float:
-    """The same for gradients: the way forward, the way back, and the sum over images and patches."""
+    """The largest relative error of a gradient that rounding explains, measured against its gradient_scales.
+
+    It combines the errors of the way forward, of the way back, and of the sum over images and patches.
+    """
     forward = forward_bounds(config, precision)["head"]
     terms = 1 if precision == "bfloat16" else batch_size * config.num_patches
     return math.hypot(math.sqrt(3) * forward, 2 * SAFETY * UNIT_ROUNDOFF[precision] * math.sqrt(terms))
 
 
 def gradient_scales(gradients: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """What to measure the error of each gradient against: the largest gradient in its layer.
+    """The scale of each gradient's relative error: the largest gradient in its layer.
 
     The gradients of a layer's weight and bias sum the same terms. Those of a bias often cancel, and its
     error does not: in the paper's block, the second bias of token mixing adds the same to all channels of

@@ -2,13 +2,19 @@
 
 import difflib
 from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from mixer_common.errors import UserError
 
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
 T = TypeVar("T")
+D = TypeVar("D", bound=_Dataclass)
 
 
 def by_name(kind: str, table: dict[str, T], name: str) -> T:
@@ -36,7 +42,9 @@ def check_fields(config: Any) -> None:
                 raise UserError(f"{field.name} is {value!r}: choose one of {', '.join(map(str, get_args(kind)))}.")
         elif isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple of whole numbers
             if not isinstance(value, kind):
-                raise UserError(f"{field.name} is {value!r}, but must be {' and '.join(kind._fields)}, whole numbers.")
+                raise UserError(
+                    f"{field.name} is {value!r}, but must be {' and '.join(kind.__annotations__)}, whole numbers."
+                )
         elif get_origin(kind) is tuple:
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
                 raise UserError(f"{field.name} is {value!r}, but must be a list of names.")
@@ -53,7 +61,7 @@ def check_fields(config: Any) -> None:
             raise UserError(f"{field.name} is {value!r}, but must be a finite number.")
 
 
-def from_dict(kind: type[T], values: Any, origin: str) -> T:
+def from_dict(kind: type[D], values: Any, origin: str) -> D:
     """A dataclass of type `kind` from the JSON object that its `asdict` was written as.
 
     A field that has a default may be missing, since the file may be older than the field. Raises UserError where

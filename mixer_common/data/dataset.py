@@ -36,7 +36,7 @@ class Dataset:
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(repr(array.shape).encode())
-            digest.update(array)
+            digest.update(array.data)
         return digest.hexdigest()[:16]
 
 

@@ -16,11 +16,11 @@ def load_digits() -> tuple[Split, Split]:
     """
     from sklearn.datasets import load_digits as bundled_digits
 
-    digits = bundled_digits()
+    pixels, digits = bundled_digits(return_X_y=True)
     upscale = resize_matrix(8, IMAGE_SIZE)
-    grey = upscale @ (digits.images * (255 / 16)) @ upscale.T  # pixel values are 0..16
+    grey = upscale @ (pixels.reshape(-1, 8, 8) * (255 / 16)) @ upscale.T  # pixel values are 0..16
     grey = np.rint(grey).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    labels = digits.target.astype(np.int32)
+    labels = digits.astype(np.int32)
     is_test = np.arange(len(images)) % 5 == 0
     return (images[~is_test], labels[~is_test]), (images[is_test], labels[is_test])

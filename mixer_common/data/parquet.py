@@ -57,6 +57,7 @@ def _read_shard(path: Path) -> Split:
     check_labels(labels, str(path))
 
     images = np.empty((len(labels), 32, 32, 3), np.uint8)
-    for row, image in enumerate(pc.struct_field(encoded, "bytes").to_pylist()):
+    files = pc.struct_field(encoded, "bytes")  # pyright: ignore[reportAttributeAccessIssue] (made at its import)
+    for row, image in enumerate(files.to_pylist()):
         images[row] = decode_image(image, f"{path}: image {row}")
     return images, labels.astype(np.int32)

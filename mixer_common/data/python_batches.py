@@ -6,6 +6,7 @@ import pickle
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +45,8 @@ def read_archive(archive: Path) -> tuple[Split, Split]:
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 name = Path(member.name).name
-                if name in TRAIN_BATCHES + TEST_BATCHES and member.isfile():
-                    batches[name] = tar.extractfile(member).read()
+                if name in TRAIN_BATCHES + TEST_BATCHES and member.isfile() and (file := tar.extractfile(member)):
+                    batches[name] = file.read()
             stream.read()  # to the very end, where gzip's checksum of it all is compared
     except PermissionError:
         raise UserError(f"{archive} may not be read: check its permissions.") from None
@@ -95,7 +96,7 @@ class _PickledObject:
 
     def __init__(self, *args):
         self.args = args
-        self.state = None
+        self.state: Any = None
 
     def __setstate__(self, state):
         self.state = state

@@ -21,7 +21,7 @@ def read_tfds(folder: Path) -> tuple[Split, Split]:
     # TFDS and its readers report damage by exceptions of many kinds.
     try:
         builder = tfds.builder_from_directory(folder)
-        file_format = builder.info.file_format.value
+        file_format = getattr(builder.info.file_format, "value", None)
     except Exception as error:
         raise UserError(
             f"{folder} is no complete TFDS data set ({_first_line(error)}): remove it or prepare it again."

@@ -1,0 +1,1 @@
+"""Everything that a training step takes from outside, drawn ahead in NumPy."""

@@ -19,6 +19,6 @@ def drop_path_scales(config: ModelConfig, steps: int, batch_size: int, seed: int
     """
     if config.stochastic_depth == 0:
         return None
-    keep = 1 - drop_path_rates(config)[:, None, None]
+    survival = 1 - drop_path_rates(config)[:, None, None]
     draws = generator(seed, epoch, "stochastic_depth").random((steps, config.num_blocks, 2, batch_size))
-    return np.where(draws < keep, 1 / keep, 0).astype(np.float32)
+    return np.where(draws < survival, 1 / survival, 0).astype(np.float32)

@@ -18,6 +18,7 @@ PIXEL_SCALE = 1 / 255  # pixel = (2 · byte − 255) · PIXEL_SCALE, in [-1, 1]
 class EpochPlan:
     """What each step of an epoch takes from outside; the first axis of every array counts the steps."""
 
+    first_step: int  # steps of the run before this epoch
     indices: np.ndarray  # int32 (steps, batch_size), of the training images
     learning_rates: np.ndarray  # float64 (steps,)
     bias_corrections: np.ndarray  # float64 (steps, 2), Adam's
@@ -36,14 +37,16 @@ def epoch_plan(config: ModelConfig, recipe: TrainConfig, shape: tuple[int, ...],
 
     shape: of the training images, (N, H, W, 3). Raises UserError where they are fewer than a batch.
     """
-    indices = batch_indices(shape[0], recipe.batch_size, recipe.seed, epoch)
+    num_images, height, width, _ = shape
+    indices = batch_indices(num_images, recipe.batch_size, recipe.seed, epoch)
     steps = len(indices)
     first, last = epoch * steps, (epoch + 1) * steps
     return EpochPlan(
+        first_step=first,
         indices=indices,
         learning_rates=learning_rates(recipe, steps, first, last),
         bias_corrections=bias_corrections(recipe, first, last),
         ema_rates=ema_rates(recipe, first, last) if recipe.ema_decay else None,
         drop_path=drop_path_scales(config, steps, recipe.batch_size, recipe.seed, epoch),
-        augmentation=draw(recipe, (steps, *shape[1:3]), epoch),
+        augmentation=draw(recipe, (steps, height, width), epoch),
     )

@@ -17,7 +17,7 @@ from mixer_common.drawing import save_figure
 
 def first_batch(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path) -> None:
     """The first 32 test images with their labels."""
-    _sheet(images[:32], [(class_names[label], "black") for label in labels[:32]], "First test images", path)
+    _sheet(images[:32], [(class_names[int(label)], "black") for label in labels[:32]], "First test images", path)
 
 
 def augmented_batch(images: np.ndarray, augmented: np.ndarray, path: Path) -> None:

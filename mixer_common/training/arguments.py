@@ -66,7 +66,7 @@ class TorchTrainArguments(TrainArguments):
 Arguments = TypeVar("Arguments", bound=TrainArguments)
 
 
-def parse_train(arguments_type: type[Arguments], description: str) -> tuple[Arguments, ModelWeights | None]:
+def parse_train(arguments_type: type[Arguments], description: str | None) -> tuple[Arguments, ModelWeights | None]:
     """The command line's arguments, and the weights of --init-from, or None where it is left out.
 
     The defaults come from the run to resume, or else from the recipe and from the model or the weights that the

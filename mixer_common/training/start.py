@@ -42,16 +42,13 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
     given: the weights of --init-from, None where it is left out. Raises UserError on bad input, and where memory does
     not suffice.
     """
-    if arguments.resume and arguments.overwrite:
-        raise UserError("--resume and --overwrite exclude each other: give one of them.")
-    if arguments.resume and arguments.out is None:
-        raise UserError("--resume needs --out: name the folder of the run to continue.")
-    state = read_resumable(arguments.out) if arguments.resume else None
+    path = run_to_resume(arguments)
+    state = read_resumable(path) if path else None
     device = framework.prepare(arguments.device, arguments.train.precision)
     description = framework.describe(device)
     dataset = load_dataset(arguments.dataset, arguments.data_dir, framework.download)
-    if state:
-        start = resume_run(state, arguments, framework.name, dataset)
+    if path and state:
+        start = resume_run(path, state, arguments, framework.name, dataset)
     else:
         start = begin_run(arguments, given, framework.name, dataset)
     with start.run as run:
@@ -64,7 +61,6 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
                 dataset.train_images,
                 dataset.train_labels,
                 moments=start.moments,
-                step=start.progress.step,
                 device=device,
             )
             return run_training(trainer, run, start.progress, dataset, framework, description)
@@ -75,6 +71,17 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
             raise UserError(
                 messages.memory_exhausted(run.config, description, trainer is not None, has_checkpoint)
             ) from None
+
+
+def run_to_resume(arguments: TrainArguments) -> Path | None:
+    """The folder of the run to resume; None for a new run. Raises UserError where options contradict each other."""
+    if not arguments.resume:
+        return None
+    if arguments.overwrite:
+        raise UserError("--resume and --overwrite exclude each other: give one of them.")
+    if arguments.out is None:
+        raise UserError("--resume needs --out: name the folder of the run to continue.")
+    return arguments.out
 
 
 def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: str, dataset: Dataset) -> StartingPoint:
@@ -127,10 +134,12 @@ def with_classes(config: ModelConfig, default: ModelConfig, dataset: Dataset) ->
     return replace(config, num_classes=num_classes)
 
 
-def resume_run(state: Checkpoint, arguments: TrainArguments, framework: str, dataset: Dataset) -> StartingPoint:
+def resume_run(
+    path: Path, state: Checkpoint, arguments: TrainArguments, framework: str, dataset: Dataset
+) -> StartingPoint:
     """Opens the folder of a run that goes on from its checkpoint. Raises UserError as `resumed_recipe` does, and where
     the data are others."""
-    config, path = state.config, arguments.out
+    config = state.config
     recipe = resumed_recipe(config, arguments)
     if dataset.fingerprint != config.dataset_fingerprint:
         raise UserError(

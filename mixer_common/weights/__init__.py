@@ -1,0 +1,1 @@
+"""Weights in the canonical form, and the way to other formats and back."""

@@ -115,13 +115,13 @@ def _write_torch(file: BinaryIO, arrays: Arrays) -> None:
     load_plugin("mlp_mixer.containers", "torch").write(file, arrays)
 
 
-_READERS: dict[str, Callable[[Path, BinaryIO], dict[str, np.ndarray]]] = {
+_READERS: dict[str, Callable[[Path, Any], dict[str, np.ndarray]]] = {
     "safetensors": safetensors_files.read,
     "npz": npz_files.read,
     "msgpack": msgpack_files.read,
     "torch": _read_torch,
 }
-# By the ending of the file's name.
+# By the ending of a file's name.
 WRITERS: dict[str, Callable[[BinaryIO, Arrays], None]] = {
     ".safetensors": safetensors_files.write,
     ".npz": npz_files.write,

@@ -20,10 +20,10 @@ class PixelScale(NamedTuple):
 
 
 PIXEL_SCALES = {
-    "inception": PixelScale((0.5,) * 3, (0.5,) * 3),
+    "inception": PixelScale((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": PixelScale((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "none": PixelScale((0.0,) * 3, (1.0,) * 3),
+    "none": PixelScale((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 _MEAN = re.compile(r"(|.*[./\\]|(?:.*[./\\])?(?:pixel|image|img|norm)_)mean")
 OWN_SCALE = PIXEL_SCALES["inception"]  # this project's: pixels from -1 to 1
@@ -41,8 +41,8 @@ def stated_scale(mean: Sequence[str] | None, std: Sequence[str] | None) -> Pixel
                 f"--pixel-mean {' '.join(mean)} and --pixel-std {' '.join(std)} do not belong together: state one "
                 "name, or three numbers for each."
             )
-        if len(mean or std or ()) > 1:
-            raise UserError(f"a name such as {(mean or std or ())[0]} stands for all colours: state it alone.")
+        if len(values := mean or std or [""]) > 1:
+            raise UserError(f"a name such as {values[0]} stands for all colours: state it alone.")
         return named[0]
     if mean is None and std is None:
         return None
@@ -58,7 +58,7 @@ def checked_scale(mean: Any, std: Any, origin: str) -> PixelScale:
     try:
         scale = PixelScale(*(tuple(float(value) for value in values) for values in (mean, std)))  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        scale = PixelScale((math.nan,) * 3, (math.nan,) * 3)
+        scale = PixelScale((math.nan, 0, 0), (math.nan, 0, 0))
     if not (
         all(len(values) == 3 for values in scale)
         and all(0 <= value <= 1 for value in scale.mean)
@@ -112,9 +112,9 @@ def scale_in_arrays(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[Pixe
         match = _MEAN.fullmatch(name)
         other = f"{match[1]}std" if match else ""
         if match and other in arrays and np.size(array) == np.size(arrays[other]) == 3:
-            pair = [np.asarray(values, np.float64).reshape(3) for values in (array, arrays[other])]
-            unit = 255.0 if max(pair[0].max(), pair[1].max()) > 1 else 1.0
-            found[name] = checked_scale(*((values / unit).tolist() for values in pair), f"{name} in {origin}")
+            own_mean, own_std = (np.asarray(values, np.float64).reshape(3) for values in (array, arrays[other]))
+            unit = 255.0 if max(own_mean.max(), own_std.max()) > 1 else 1.0
+            found[name] = checked_scale((own_mean / unit).tolist(), (own_std / unit).tolist(), f"{name} in {origin}")
             names += [name, other]
     if not found:
         return None

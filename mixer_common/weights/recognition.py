@@ -1,5 +1,6 @@
 """Recognition of a Mixer in named arrays: the format by their names, the sizes by their shapes."""
 
+import contextlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -16,13 +17,15 @@ from mixer_common.weights.formats import FORMATS, Format
 from mixer_common.weights.patterns import Source, canonical_arrays, describe_names
 from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale, fold_scale, is_scale, scale_in_arrays
 from mixer_common.weights.reading import flatten, plain_array
-from mixer_common.weights.structure import NoStructure, recognise_structure
+from mixer_common.weights.structure import NoStructure, Structure, recognise_structure
 from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights
 
 DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
 
 # A model whose sizes all differ: where one of them stands in a shape, a file's shape has the file's size.
-_PROBE = ModelConfig(image_size=8, patch_size=2, num_classes=13, hidden_dim=5, tokens_mlp_dim=7, channels_mlp_dim=11)
+_PROBE = ModelConfig(
+    image_size=ImageSize(8, 8), patch_size=2, num_classes=13, hidden_dim=5, tokens_mlp_dim=7, channels_mlp_dim=11
+)
 _PROBE_STEM = 3 * _PROBE.patch_size**2  # the input of a stem that is a linear layer
 
 
@@ -116,15 +119,15 @@ def _by_structure(
             pixels = scale
             notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
     arrays = {name: array for name, array in arrays.items() if re.split(r"[./\\]", name)[-1] != "n_averaged"}
-    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
-    try:
-        structure = recognise_structure(shapes, origin, details.get("block"), names)
-    except NoStructure:
+    sets = _sets_by_structure({name: tuple(np.shape(a)) for name, a in arrays.items()}, origin, details, names)
+    if not sets:
         if names:
-            raise UserError(
-                f"{origin} holds no Mixer whose names are as stated: check them, and their layouts."
-            ) from None
-        raise _no_mixer(arrays, origin) from None
+            raise UserError(f"{origin} holds no Mixer whose names are as stated: check them and their layouts.")
+        raise _no_mixer(arrays, origin)
+    wrapped = [WrappedWeights("structure", FORMATS["canonical"], prefix, 0, 0) for prefix in sets]
+    chosen, choice = choose_weights(wrapped, prefer, origin)
+    structure = sets[chosen.prefix]
+    notes += [choice] if choice else []
     plain = {source.name: plain_array(arrays[source.name]) for source in structure.names.values()}
     if wrong := [f"{name} holds {array.dtype}" for name, array in plain.items() if array.dtype.kind != "f"]:
         raise UserError(f"{origin}: {'; '.join(wrong)} instead of floating-point numbers.")
@@ -137,6 +140,23 @@ def _by_structure(
     canonical = canonical_arrays(plain, structure.names, config)
     weights = ModelWeights(config, canonical, "structure", tuple(assumed), tuple(notes), structure.names)
     return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
+
+
+def _sets_by_structure(
+    shapes: Mapping[str, tuple[int, ...]], origin: str, details: Mapping[str, Any], names: Mapping[str, Source]
+) -> dict[str, Structure]:
+    """The models in arrays of these shapes: of all of them, or else of those under each first part of the names; by
+    that part with its separator. Raises UserError as recognise_structure does."""
+    heads = [match[0] for name in shapes if (match := re.match(r"[^./\\]*[./\\]", name))]
+    for prefixes in ([""], list(dict.fromkeys(heads))):
+        sets = {}
+        for prefix in prefixes:
+            inner = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+            with contextlib.suppress(NoStructure):
+                sets[prefix] = recognise_structure(inner, origin, details.get("block"), names)
+        if sets:
+            return sets
+    return {}
 
 
 def _no_mixer(names: Iterable[str], origin: str) -> UserError:
@@ -205,17 +225,16 @@ def _infer_config(
     if stem := votes.pop(_PROBE_STEM, None):
         votes[_PROBE.patch_size][max(math.isqrt(max(stem) // 3), 1)] += 1
 
-    def size(field: str) -> int:  # 1 where every array that tells is missing
+    def most_voted(field: str) -> int:  # 1 where every array that tells is missing
         return max(votes[getattr(_PROBE, field)].items(), key=lambda vote: vote[1], default=(1, 0))[0]
 
-    num_patches, patch_size = size("num_patches"), size("patch_size")
+    num_patches, patch_size = most_voted("num_patches"), most_voted("patch_size")
     rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
     columns = num_patches // rows
     return ModelConfig(
         image_size=ImageSize(rows * patch_size, columns * patch_size),
         num_blocks=num_blocks,
-        block=block,
         patch_size=patch_size,
-        **{name: size(name) for name in ("num_classes", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},
-        **table.details,
+        **{name: most_voted(name) for name in ("num_classes", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},
+        **{"block": block, **table.details},
     )

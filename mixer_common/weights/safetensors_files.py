@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +29,7 @@ _DTYPES = {
 }
 
 
-def read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+def read(path: Path, file: BufferedReader) -> dict[str, np.ndarray]:
     """The arrays of a file that is open at its start; bfloat16 becomes float32.
 
     Raises UserError where it is damaged, or holds numbers that NumPy does not know.
@@ -77,4 +78,4 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _bytes(array: np.ndarray) -> memoryview:
     """The memory of a contiguous array."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data

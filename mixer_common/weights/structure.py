@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
 from mixer_common.errors import UserError
@@ -268,6 +268,12 @@ def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int
     S, T, D = sizes
     rows = next(rows for rows in range(math.isqrt(S), 0, -1) if S % rows == 0)
     flax = "i o" in ends.head_pattern
+    own: dict[str, Any] = {
+        "block": kind,
+        "gelu": "tanh" if flax else "exact",
+        "layer_norm_epsilon": 1e-6 if flax else 1e-5,
+        "init": "flax" if flax else "pytorch",
+    }
     config = ModelConfig(
         image_size=ImageSize(rows * ends.patch_size, S // rows * ends.patch_size),
         patch_size=ends.patch_size,
@@ -276,10 +282,7 @@ def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int
         num_blocks=len(blocks),
         tokens_mlp_dim=T,
         channels_mlp_dim=D,
-        block=kind,
-        gelu="tanh" if flax else "exact",
-        layer_norm_epsilon=1e-6 if flax else 1e-5,
-        init="flax" if flax else "pytorch",
+        **own,
     )
     modules = {"stem": (ends.stem, ends.stem_pattern), "norm": (ends.norm, "o"), "head": (ends.head, ends.head_pattern)}
     for number, block in enumerate(blocks):

@@ -102,10 +102,8 @@ def _prefixes(table: Format, names: Iterable[str]) -> list[str]:
 
 def _pattern(template: str, prefix: str = "") -> re.Pattern[str]:
     """The names that a template of a format can make; the group `number` is the block's, or that of blocks."""
-    number = _number(template)
-    before, after = (
-        re.escape(part).replace(r"\{leaf\}", r"\w+?") for part in (template[: number.start()], template[number.end() :])
-    )
+    before, _, _, after = NUMBER.split(template)
+    before, after = (re.escape(part).replace(r"\{leaf\}", r"\w+?") for part in (before, after))
     return re.compile(rf"{prefix}{before}(?P<number>\d{{1,9}}){after}")
 
 
@@ -117,19 +115,16 @@ def _count_blocks(table: Format, names: set[str]) -> int:
     if not any(blocks for layer, blocks in numbers.items() if "token_mixing" in layer):
         return 0
     counts = [block + 1 for blocks in numbers.values() for block in blocks]
-    if NUMBER.search(table.names["head"]):  # its number tells how many blocks there were, even if the last is lost
-        counts += _numbers(table.names["head"], names)
+    # The head's number, if it has one, tells how many blocks there were, even if the last is lost.
+    counts += _numbers(table.names["head"], names)
     # More blocks than arrays is no lost block but a stray name.
     return max((count for count in counts if count <= len(names)), default=0)
 
 
 def _numbers(template: str, names: set[str]) -> list[int]:
     """The number of the block, or of blocks, in each name that the template of a format can make."""
-    pattern, offset = _pattern(template), int(_number(template)[2] or 0)
+    number = NUMBER.search(template)
+    if number is None:
+        return []
+    pattern, offset = _pattern(template), int(number[2] or 0)
     return [int(match["number"]) - offset for name in names if (match := pattern.fullmatch(name))]
-
-
-def _number(template: str) -> re.Match[str]:
-    match = NUMBER.search(template)
-    assert match, f"{template} has no number"
-    return match

@@ -25,7 +25,7 @@ from mixer_bench.equality import check_equal
 from mixer_bench.flops import flops_per_step
 from mixer_bench.results import make_results, matmul_rate
 from mixer_bench.settings import IMPLEMENTATIONS, Benchmark
-from mixer_bench.worker import OutOfMemory, Unavailable
+from mixer_bench.worker import OutOfMemory, OutOfTime, Unavailable
 from mixer_bench.workload import Outputs, Workload, WorkloadConfig
 from mixer_common.config.presets import RECIPES
 from mixer_common.errors import UserError
@@ -162,6 +162,13 @@ def test_too_little_memory(monkeypatch, digits, batch_size, advice):
     benchmark = replace(BENCHMARK, recipe=replace(BENCHMARK.recipe, batch_size=batch_size))
     with pytest.raises(UserError, match=f"batches of {batch_size} .*killed by the system.*: {advice}"):
         session.measure(benchmark, digits)
+
+
+def test_a_benchmark_ends_at_its_deadline(digits):
+    start = time.monotonic()
+    with pytest.raises(OutOfTime, match="torch-eager was stopped when its time was up"):
+        session.measure(replace(BENCHMARK, seconds=60.0), digits, start + 2)
+    assert 2 < time.monotonic() - start < 15
 
 
 def test_bad_input(script, tmp_path):

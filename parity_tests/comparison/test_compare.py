@@ -16,8 +16,9 @@ import mixer_torch.framework
 import mixer_torch.model
 import mixer_torch.record
 from mixer_common.comparison.bounds import forward_bounds
-from mixer_common.comparison.diagnosis import Computed, describe_weights, likely_cause
+from mixer_common.comparison.diagnosis import describe_weights, likely_cause
 from mixer_common.comparison.differences import layer_differences
+from mixer_common.comparison.recording import Recording
 from mixer_common.config.model import ModelConfig, activation_names
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import save_weights
@@ -36,8 +37,8 @@ SQUARE = replace(CONFIG, tokens_mlp_dim=CONFIG.num_patches)  # token mixing's ma
 SAME = ("--dataset", "digits", "--images", 3)
 
 
-def weights_of(config: ModelConfig) -> ModelWeights:
-    return ModelWeights(config, random_weights(config), "canonical")
+def weights_of(config: ModelConfig, seed: int = 0) -> ModelWeights:
+    return ModelWeights(config, random_weights(config, seed), "canonical")
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-# ---- Faults in a program: done to the PyTorch model, block `i`; the layer that must be named; words of the cause.
+# ---- Faults in a program: done to the PyTorch model, block `i`; the layer that must be named, and a part of the cause.
 
 
 def tanh_gelu(model, i):
@@ -223,6 +224,18 @@ def test_other_architectures_are_named(script, tmp_path, folder):
     assert "only in A" in out
 
 
+def test_a_deeper_model_of_other_weights_is_named(script, tmp_path, folder):
+    """The first layers have the same shapes, and the weights of the last block no counterpart."""
+    save_weights(tmp_path / "deeper", weights_of(replace(CONFIG, num_blocks=4), seed=1), "canonical")
+    for sides in ((folder, tmp_path / "deeper"), (tmp_path / "deeper", folder)):
+        code, out, _ = script("compare", *sides, *SAME)
+        assert code == 1
+        assert "They part at stem: " in out
+        assert "The weights are others, " in out
+        assert "the models have different layers" in out
+        assert " inf of their largest" not in out
+
+
 def test_formats_that_compute_otherwise_are_told_apart(script, tmp_path):
     """The same arrays as the authors compute them, with tanh GELU, and as timm does."""
     weights = weights_of(replace(CONFIG, image_size=16))
@@ -332,7 +345,7 @@ def test_two_runs_are_drawn(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("nothing", "nothing"), "nothing"),
         (("{model}", "jax:nothing"), "nothing"),
@@ -343,10 +356,10 @@ def test_two_runs_are_drawn(script, tmp_path, monkeypatch):
         (("{model}", "{model}", "--dataset", "letters"), "unknown data set 'letters'"),
     ],
 )
-def test_bad_input_is_one_sentence(script, folder, arguments, words):
+def test_bad_input_is_one_sentence(script, folder, arguments, message):
     code, _, err = script("compare", *(argument.format(model=folder) for argument in arguments))
     assert code == 2
-    assert words in err
+    assert message in err
     assert "Traceback" not in err
 
 
@@ -369,7 +382,7 @@ def test_bounds_grow_along_the_network():
 def test_a_nan_is_past_every_bound():
     reference = {"stem": np.ones(3)}
     (error,) = layer_differences({"stem": np.array([1, np.nan, 1])}, reference, {"stem": 1e9})
-    assert error.past
+    assert error.past_bound
 
 
 @pytest.mark.parametrize("block", ["mixer", "tutorial"])
@@ -378,16 +391,16 @@ def test_no_mistake_explains_what_has_none(block):
     config = replace(CONFIG, block=block)
     weights, images = random_weights(config), np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
     jax.config.update("jax_enable_x64", True)
-    a = Computed(
+    a = Recording(
         config, weights, mixer_jax.record.activations_of_weights(config, weights, images, "float64", jax.devices()[0])
     )
-    b = Computed(
+    b = Recording(
         config,
         weights,
         mixer_torch.record.activations_of_weights(config, weights, images, "float64", torch.device("cpu")),
     )
     assert describe_weights(a, b) == "the same on both sides, to the bit"
     for error in layer_differences(b.activations, a.activations, forward_bounds(config, "float64")):
-        assert not error.past
+        assert not error.past_bound
         cause = likely_cause(error, a, b, images)
         assert "values are" not in cause, (error.name, cause)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_common.comparison import pictures
 from mixer_common.comparison.bounds import forward_bounds, gradient_bound
-from mixer_common.comparison.differences import Comparison, LayerDifference, Side
+from mixer_common.comparison.compare import Comparison, Side
+from mixer_common.comparison.differences import LayerDifference
+from mixer_common.comparison.loss_curves import _loss_figure, save_loss_curves
 from mixer_common.comparison.page import write_page
 from mixer_common.config.model import activation_names, weight_shapes
 from mixer_common.config.presets import MODELS
@@ -67,7 +68,7 @@ class Page(HTMLParser):
         self.source = path.read_text("utf-8")
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.feed(self.source)
         self.close()
         assert not self.open
@@ -86,11 +87,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if "style" not in self.open:
-            self.words.append(data)
+            self.texts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join("".join(self.words).split())
+        return " ".join("".join(self.texts).split())
 
     def of_class(self, tag: str, *names: str) -> list[dict[str, str | None]]:
         return [
@@ -108,7 +109,7 @@ def page_of(given: Comparison, folder: Path) -> Page:
 
 def test_equal_models(tmp_path):
     page = page_of(comparison(gradients=True), tmp_path)
-    for words in (
+    for part in (
         "Equal within rounding",
         "Every layer and every gradient is within its bound",
         "0.3 times the bound",
@@ -122,7 +123,7 @@ def test_equal_models(tmp_path):
         "max |b − a| / max |a|",
         "√n · u",
     ):
-        assert words in page.text, words
+        assert part in page.text, part
     assert "They part" not in page.text
     assert "Training losses" not in page.text
     assert not page.of_class("td", "past")
@@ -154,15 +155,15 @@ def test_where_they_part(tmp_path):
     (first,) = page.of_class("td", "first")
     assert [line.strip() for line in first["title"].strip().splitlines()] == [
         GELU,
-        f"largest relative error {given.first.max_error:.1e}",
-        f"relative L2 error {given.first.l2_error:.1e}",
-        f"bound {given.first.bound:.1e}",
+        f"largest relative error {given.first_past_bound.max_error:.1e}",
+        f"relative L2 error {given.first_past_bound.l2_error:.1e}",
+        f"bound {given.first_past_bound.bound:.1e}",
         "500 × the bound",
     ]
     assert {"l-4", "past"} <= set(first["class"].split())
     assert [row["id"] for row in page.of_class("tr", "first")] == [GELU]
     assert [row["id"] for row in page.of_class("tr", "past")] == [
-        error.name for error in given.activations if error.past
+        error.name for error in given.activations if error.past_bound
     ]
     assert page.text.count("▶") == 3  # in the legend, the heat map and the table
     assert page.text.index(GELU) < page.text.index("stem")
@@ -179,7 +180,7 @@ def test_where_the_gradients_part(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "sentences"),
     [
         (
             {"max_error": np.inf, "l2_error": np.inf, "note": "shape (8, 10) in A, (8, 1000) in B"},
@@ -189,10 +190,10 @@ def test_where_the_gradients_part(tmp_path):
         ({"max_error": np.nan, "l2_error": np.nan}, ("Its largest relative error is NaN, its bound",)),
     ],
 )
-def test_errors_without_a_figure(tmp_path, values, words):
+def test_errors_without_a_figure(tmp_path, values, sentences):
     given = comparison()
     page = page_of(replace(given, activations=changed(given.activations, "head", **values)), tmp_path)
-    for text in ("They part at head", *words):
+    for text in ("They part at head", *sentences):
         assert text in page.text
     assert "times as much" not in page.text
     assert not re.search(r"\b(inf|nan)\b", page.text)
@@ -232,7 +233,7 @@ def test_names_are_text(tmp_path):
     page = page_of(
         replace(
             given,
-            a=replace(given.a, name=name, what=name, runs_in=name),
+            a=replace(given.a, name=name, model=name, runs_in=name),
             b=replace(given.b, name=name),
             images=name,
             weights=name,
@@ -257,7 +258,7 @@ def test_the_page_needs_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "words"),
+    ("a", "b", "sentences"),
     [
         (LOSSES[:60], LOSSES[:60], "60 steps on both sides. The losses of all common steps are equal to the bit."),
         (LOSSES[:60], LOSSES[:50], "60 steps in A, 50 in B. The losses of all common steps are equal"),
@@ -274,13 +275,15 @@ def test_the_page_needs_nothing_else(tmp_path):
         (LOSSES[:0], LOSSES[:50], "0 steps in A, 50 in B."),
     ],
 )
-def test_two_runs(tmp_path, a, b, words):
+def test_two_runs(tmp_path, a, b, sentences):
     page = page_of(comparison(losses=(a, b)), tmp_path)
-    assert words in page.text
+    assert sentences in page.text
     assert "A: runs/jax-run" in page.text
-    assert ("no difference" in page.text.replace("no difference ≤", "")) == ("equal" in words or "B is not" in words)
+    assert ("no difference" in page.text.replace("no difference ≤", "")) == (
+        "equal" in sentences or "B is not" in sentences
+    )
     assert "#0072b2" not in page.source[page.source.index("<svg") :]
-    pictures.loss_curves(a, b, ("_$a", "$b$" * 30), tmp_path / "curves.png")
+    save_loss_curves(a, b, ("_$a", "$b$" * 30), tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert min(picture.size) > 700
         assert len(picture.convert("L").getcolors()) > 20
@@ -293,7 +296,7 @@ def test_a_long_run_makes_a_small_page_and_keeps_its_peak(tmp_path):
     assert "The largest difference is 1.0e+00 nats, at step 77,778." in page.text
     assert "largest of 625 steps" in page.text
     assert len(page.source) < 500_000
-    top, bottom = pictures._loss_figure(LOSSES, other, ("a", "b")).axes
+    top, bottom = _loss_figure(LOSSES, other, ("a", "b")).axes
     assert len(top.lines[0].get_xdata()) == 200
     assert np.nanmax(bottom.lines[0].get_ydata()) == pytest.approx(1, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""A small CIFAR-10 of random images in each of the formats that the real one comes in."""
+"""A small CIFAR-10 of random images in each of the formats that the real one comes in, and checks of what is read."""
 
 import contextlib
 import functools
@@ -15,7 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
+
+from mixer_common.data import Dataset, load_dataset
+from mixer_common.errors import UserError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PER_BATCH = 40
@@ -177,3 +181,37 @@ def closed_port_url() -> str:
 
 def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
+
+
+def load(folder: Path) -> Dataset:
+    """CIFAR-10 from the folder, never downloaded."""
+    return load_dataset("cifar10", folder, None)
+
+
+def assert_is(dataset, data):
+    """The arrays are those of `data`, in its order, in the types that the interface promises."""
+    for split, images, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
+        assert images.dtype == np.uint8
+        assert labels.dtype == np.int32
+        assert images.flags.c_contiguous
+        np.testing.assert_array_equal(images, data[split][0])
+        np.testing.assert_array_equal(labels, data[split][1])
+    assert dataset.name == "cifar10"
+    assert dataset.class_names == CLASS_NAMES
+    assert dataset.notice is None
+
+
+def refused(folder: Path, *parts: str) -> str:
+    """Loading fails with a UserError of one line that contains all `parts`, under "auto" as well."""
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    with pytest.raises(UserError):
+        load_dataset("auto", folder, None)
+    return message

@@ -215,13 +215,13 @@ def test_the_loss_is_the_cross_entropy_with_the_mixed_labels(precision):
             wide = logits.astype(np.float64)
             expected = -(soft * (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))).sum(axis=1).mean()
             values = (
-                mixer_jax.train.loss(logits, labels, smoothing, np.asarray(weight, precision), labels[::-1]),
+                mixer_jax.train.loss(logits, labels, labels[::-1], np.asarray(weight, precision), smoothing),
                 mixer_torch.train.loss(
                     torch.from_numpy(logits),
                     torch.from_numpy(labels),
-                    smoothing,
-                    torch.tensor(weight, dtype=getattr(torch, precision)),
                     torch.from_numpy(labels).flip(0),
+                    torch.tensor(weight, dtype=getattr(torch, precision)),
+                    smoothing,
                 ),
             )
             for value in values:
@@ -367,7 +367,7 @@ def test_a_run_with_everything_is_the_same_in_both_and_resumes_to_the_bit(digits
         first = whole.train(0, 50)
         states.append((whole.weights(), whole.moments()))
         resumed = module.Trainer(
-            config, recipe, whole.weights(), digits.train_images, digits.train_labels, moments=whole.moments(), step=50
+            config, recipe, whole.weights(), digits.train_images, digits.train_labels, moments=whole.moments()
         )
         resumed.begin_epoch(plan)
         losses.append(np.concatenate([first, whole.train(50, 100)]))
@@ -383,7 +383,7 @@ def test_a_run_with_everything_is_the_same_in_both_and_resumes_to_the_bit(digits
     assert (difference <= bound).all()
     assert bound[-1] < 1e-8
     weights, moments = states[0]
-    crossed = mixer_torch.train.Trainer(config, recipe, weights, digits.train_images, digits.train_labels, moments, 50)
+    crossed = mixer_torch.train.Trainer(config, recipe, weights, digits.train_images, digits.train_labels, moments)
     crossed.begin_epoch(plan)
     assert (np.abs(crossed.train(50, 100) - losses[0][50:]) <= bound[50:]).all()
 

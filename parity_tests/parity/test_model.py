@@ -77,14 +77,14 @@ def loss_and_gradients(
     graphdef, params = nnx.split(mixer_jax.model.build_model(config, weights, dtype=pixels.dtype))
 
     def objective(params: nnx.State) -> jax.Array:
-        return mixer_jax.train.loss(nnx.merge(graphdef, params)(pixels, drop_path), labels, smoothing)
+        return mixer_jax.train.cross_entropy(nnx.merge(graphdef, params)(pixels, drop_path), labels, smoothing)
 
     value, grads = jax.jit(jax.value_and_grad(objective))(params)
     results = [(float(value), mixer_jax.model.to_canonical(config, grads))]
 
     model = mixer_torch.model.build_model(config, weights, dtype=torch.from_numpy(pixels).dtype)
     logits = model(torch.from_numpy(pixels), None if drop_path is None else torch.from_numpy(drop_path))
-    value = mixer_torch.train.loss(logits, torch.from_numpy(labels), smoothing)
+    value = mixer_torch.train.cross_entropy(logits, torch.from_numpy(labels), smoothing)
     value.backward()
     grads = mixer_torch.model.to_canonical({name: p.grad for name, p in model.named_parameters()})
     return [*results, (value.item(), grads)]
@@ -108,7 +108,7 @@ def assert_gradients_equal(config: ModelConfig, batch_size: int, dtype: str, bou
 
 
 def within(errors: tuple[LayerDifference, ...]) -> dict[str, float]:
-    assert not [error for error in errors if error.past]
+    assert not [error for error in errors if error.past_bound]
     return {error.name: error.max_error for error in errors}
 
 
@@ -162,7 +162,7 @@ def test_the_bound_is_tight_enough_to_see_a_wrong_detail():
         ({"layer_norm_epsilon": 1e-3}, "blocks.0.token_norm"),
     ):
         _, theirs = activations(replace(config, **change), 2, "float32")
-        assert next(error.name for error in layer_differences(ours, theirs, bounds) if error.past) == layer
+        assert next(error.name for error in layer_differences(ours, theirs, bounds) if error.past_bound) == layer
 
 
 @pytest.mark.parametrize("block", ["mixer", "tutorial"])

@@ -76,7 +76,8 @@ def in_torch(recipe: TrainConfig, dtype: str, steps: int, start: int = 0, weight
     model = mixer_torch.model.build_model(CONFIG, weights or random_weights(CONFIG), dtype=getattr(torch, dtype))
     optimizer = mixer_torch.optimizer.make_optimizer(recipe, model)
     if moments:
-        mixer_torch.optimizer.load_moments(model, optimizer, recipe, moments, start)
+        mixer_torch.optimizer.load_moments(model, optimizer, recipe, moments)
+        mixer_torch.optimizer.set_step(optimizer, start)
     rates = learning_rates(recipe, STEPS, start, start + steps)
     for i in range(steps):
         grads = gradients_of(start + i)

@@ -100,7 +100,7 @@ def test_the_model_is_the_average_of_the_weights(module, frozen, precision, digi
         for name, e in average.items():
             assert np.abs(model[name] - e).max() <= 3 * steps * UNIT_ROUNDOFF[precision] * np.abs(e).max()
             assert (model[name] != trained[name]).any() == (not frozen or name.startswith("head."))
-    resumed = module.Trainer(config, recipe, model, digits.train_images, digits.train_labels, trainer.moments(), steps)
+    resumed = module.Trainer(config, recipe, model, digits.train_images, digits.train_labels, trainer.moments())
     judged, again, alone = (
         trainer.logits(digits.test_images),
         resumed.logits(digits.test_images),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import random_weights
+from helpers import FRAMEWORKS, random_weights
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import MODELS
@@ -12,14 +12,8 @@ from mixer_common.runs import checkpoint
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import save_weights
 
-FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
 OTHER = replace(MODELS["tiny"], image_size=16, num_classes=7, gelu="tanh", layer_norm_epsilon=1e-6)
 SHORT = ("--dataset", "digits", "--precision", "float64")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def source(folder, config: ModelConfig, format: str = "canonical", name: str = "start") -> dict[str, np.ndarray]:
@@ -157,7 +151,7 @@ def test_a_run_continues_in_a_new_one(script, tmp_path):
 
 @FRAMEWORKS
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--init-from", "{start}", "--model", "tiny"), "leave --model out"),
         (("--init_from", "{start}", "--model", "tiny"), "leave --model out"),
@@ -174,7 +168,7 @@ def test_a_run_continues_in_a_new_one(script, tmp_path):
         (("--init-from", "{start}", "--num-classes", "12"), "num_classes is 12, but digits has 10 classes"),
     ],
 )
-def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, words):
+def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, message):
     source(tmp_path, OTHER)
     code, _, err = script(
         f"train_{framework}",
@@ -185,7 +179,7 @@ def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, words
         *(argument.format(start=tmp_path / "start") for argument in arguments),
     )
     assert code == 2
-    assert words in err
+    assert message in err
     assert err.startswith("error: ")
     assert not (tmp_path / "run").exists()
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"config.json", "model.safetensors"}

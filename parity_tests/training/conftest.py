@@ -61,8 +61,8 @@ class NumpyFramework:
     versions = {"python": "3", "numpy": np.__version__}  # noqa: RUF012
     trainer = NumpyTrainer
 
-    def prepare(self, device: str, precision: str) -> str:
-        return device
+    def prepare(self, name: str, precision: str) -> str:
+        return name
 
     def describe(self, device: str) -> str:
         return "an abacus"

@@ -59,29 +59,29 @@ def test_the_default_folder_names_the_run(arguments, dataset, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"train": TrainConfig(batch_size=11)}, "batch_size 11 is larger than the 10 training images"),
         ({"config": replace(TINY, num_classes=7)}, "num_classes is 7"),
     ],
 )
-def test_what_does_not_fit_leaves_no_folder(arguments, dataset, change, words):
-    with pytest.raises(UserError, match=words):
+def test_what_does_not_fit_leaves_no_folder(arguments, dataset, change, message):
+    with pytest.raises(UserError, match=message):
         begin_run(replace(arguments, **change), None, "numpy", dataset)
     assert not arguments.out.exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"resume": True, "overwrite": True}, "--resume and --overwrite exclude each other"),
         ({"resume": True, "out": None}, "--resume needs --out"),
         ({"resume": True}, "config.json is missing"),
     ],
 )
-def test_nothing_is_loaded_for_a_command_line_that_cannot_be_obeyed(framework, arguments, monkeypatch, change, words):
+def test_nothing_is_loaded_for_a_command_line_that_cannot_be_obeyed(framework, arguments, monkeypatch, change, message):
     monkeypatch.setattr(type(framework), "prepare", None)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         train(framework, replace(arguments, **change), None)
 
 
@@ -97,7 +97,7 @@ def test_a_run_goes_on_in_either_framework(arguments, config, dataset, framework
         run.add_losses(np.ones(5, np.float32), 0)
         run.save(state.progress, state.weights, state.moments)
     arguments = replace(arguments, train=replace(config.train, steps=20))
-    start = resume_run(state, arguments, framework, dataset)
+    start = resume_run(arguments.out, state, arguments, framework, dataset)
     assert start.progress == replace(state.progress, frameworks=frameworks)
     assert (start.weights, start.moments) == (state.weights, state.moments)
     assert len(start.run.losses()) == 4  # the fifth step comes again
@@ -108,7 +108,7 @@ def test_a_run_goes_on_in_either_framework(arguments, config, dataset, framework
 def test_other_data_do_not_continue_a_run(arguments, config, dataset):
     state = checkpoint_at(replace(config, dataset_fingerprint="0123456789abcdef"), 4)
     with pytest.raises(UserError, match=f"fingerprint 0123456789abcdef, but noise has {dataset.fingerprint}"):
-        resume_run(state, arguments, "jax", dataset)
+        resume_run(arguments.out, state, arguments, "jax", dataset)
     assert not arguments.out.exists()
 
 

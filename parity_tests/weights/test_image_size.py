@@ -48,9 +48,9 @@ def waves(size: int, slope: float) -> np.ndarray:
 @pytest.mark.parametrize("block", ["mixer", "tutorial"])
 def test_the_same_size_is_the_identity(block):
     weights = weights_of(replace(TINY, block=block))
-    same, how = change_image_size(weights, 32)
+    same, description = change_image_size(weights, 32)
     assert same == weights
-    assert "the same 8x8 patches" in how
+    assert "the same 8x8 patches" in description
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_the_same_size_is_the_identity(block):
 def test_a_multiple_mixes_every_part_of_the_image_as_before(config, size):
     """Each part of the larger image has the activations that it has as an image by itself."""
     weights = weights_of(config)
-    larger, how = change_image_size(weights, size)
+    larger, description = change_image_size(weights, size)
     check_weights(larger.arrays, weight_shapes(larger.config), "the larger model")
     height, width = config.image_size
     parts = (size // height) * (size // width)
-    assert "block-diagonal" in how
+    assert "block-diagonal" in description
     assert larger.config.tokens_mlp_dim == parts * config.tokens_mlp_dim
 
     images = pictures(2, size, size)
@@ -96,8 +96,8 @@ def smooth_over_the_grid(weights: ModelWeights) -> ModelWeights:
 @pytest.mark.parametrize("size", [40, 48, 24, 16])
 def test_interpolation_keeps_the_logits_of_a_smooth_image(size):
     weights = smooth_over_the_grid(weights_of(TINY))
-    other, how = change_image_size(weights, size)
-    assert f"8x8 to {size // 4}x{size // 4} patches: interpolated" in how
+    other, description = change_image_size(weights, size)
+    assert f"8x8 to {size // 4}x{size // 4} patches: interpolated" in description
     assert other.config.tokens_mlp_dim == TINY.tokens_mlp_dim
 
     def errors(slope: float) -> list[float]:
@@ -116,8 +116,8 @@ def test_interpolation_keeps_the_logits_of_a_smooth_image(size):
 
 def test_a_tutorial_model_is_interpolated_even_to_a_multiple():
     weights = weights_of(replace(TINY, block="tutorial"))
-    larger, how = change_image_size(weights, 64)
-    assert "interpolated" in how
+    larger, description = change_image_size(weights, 64)
+    assert "interpolated" in description
     check_weights(larger.arrays, weight_shapes(larger.config), "the larger model")
     for name, array in weights.arrays.items():
         if "token_norm" not in name:

@@ -268,3 +268,14 @@ def test_training_begins_from_a_port_with_odd_names(script, tmp_path):
     assert "by its structure: stem.weight" in stdout
     trained = load_weights(tmp_path / "run").arrays["stem.weight"]
     assert np.allclose(trained, random_weights(config)["stem.weight"], atol=1e-5)
+
+
+def test_averaged_weights_of_odd_names_beside_the_others():
+    sets = {}
+    for seed, prefix in ((1, "state_dict/net."), (2, "state_dict_ema/net.")):
+        names = port(SMALL, "words", LAYOUTS["torch"], prefix)
+        sets |= {source.name: random_weights(SMALL, seed)[name] for name, source in names.items()}
+    found = recognise_weights(sets, "here")
+    assert identical(found.arrays, random_weights(SMALL, 2))
+    assert "the file also holds weights under state_dict (--prefer model)" in found.notes[0]
+    assert identical(recognise_weights(sets, "here", prefer="model").arrays, random_weights(SMALL, 1))

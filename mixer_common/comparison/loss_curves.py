@@ -1,4 +1,4 @@
-"""The picture of a comparison of two runs: both loss curves and their difference."""
+"""The loss curves of two runs and their difference, drawn as a PNG file or for a page."""
 
 import io
 import re
@@ -13,14 +13,17 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from mixer_common.drawing import COLOURS, STYLE, save_figure
 
 
-def loss_curves(a: np.ndarray, b: np.ndarray, names: tuple[str, str], path: Path) -> None:
-    """Training losses of two runs, and how far they are apart at their common steps."""
+def save_loss_curves(a: np.ndarray, b: np.ndarray, names: tuple[str, str], path: Path) -> None:
+    """Writes a PNG file with the training losses (steps,) of two runs and their difference at the common steps."""
     with rc_context(STYLE):
         save_figure(_loss_figure(a, b, names), path)
 
 
 def loss_curves_svg(a: np.ndarray, b: np.ndarray, names: tuple[str, str]) -> str:
-    """The same as an <svg> element for a page that sets the CSS variables --page, --text, --muted, --line, --a, --b."""
+    """The curves of `save_loss_curves` as an <svg> element.
+
+    The page around it sets the CSS variables --page, --text, --muted, --line, --a and --b.
+    """
     file = io.StringIO()
     with rc_context(STYLE):
         FigureCanvasSVG(_loss_figure(a, b, names)).print_svg(
@@ -84,7 +87,7 @@ def _loss_figure(a: np.ndarray, b: np.ndarray, names: tuple[str, str]) -> Figure
 
 
 def _buckets(values: np.ndarray, window: int, reduce: np.ufunc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The middles of buckets of `window` steps, what `reduce` makes of each, and their sizes; the last may be short."""
+    """The middles of buckets of `window` steps, the reduced value of each, and their sizes; the last may be shorter."""
     starts = np.arange(0, len(values), window)
     sizes = np.diff(starts, append=len(values))
     return starts + sizes / 2, reduce.reduceat(values, starts) if len(values) else values, sizes

@@ -1,0 +1,67 @@
+"""The input of a comparison: models opened by their paths, and the images that both compute."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mixer_common.config.presets import model_name
+from mixer_common.data import Dataset
+from mixer_common.errors import UserError
+from mixer_common.plan.random import generator
+from mixer_common.runs import checkpoint
+from mixer_common.runs.folder import read_losses
+from mixer_common.weights.canonical import ModelWeights, describe_assumed
+from mixer_common.weights.files import load_weights
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A run or a file of weights that is compared."""
+
+    name: str  # as the user wrote it
+    description: str  # name and size of the model, its format, and the steps of a run
+    framework: str  # "jax" or "torch": the one that computes it
+    weights: ModelWeights
+    step_losses: np.ndarray | None = None  # (steps,), where it is a run
+
+
+def open_model(text: str, default_framework: str) -> OpenedModel:
+    """Opens PATH, jax:PATH or torch:PATH, of a run or of weights in any format.
+
+    The prefix says which framework computes it; else a run is computed by the framework that trained it last, and
+    weights by `default_framework`. Raises UserError where there is no complete model.
+    """
+    prefix, colon, rest = text.partition(":")
+    framework, path = (prefix, Path(rest)) if colon and prefix in ("jax", "torch") else (None, Path(text))
+    if framework and not rest:
+        raise UserError(f"{text} names a framework and no model: write the path of a run or of weights after it.")
+    if not (checkpoint.exists(path / "checkpoint") or (path / "progress.json").exists()):
+        weights = load_weights(path)
+        description = f"{weights.format} weights of {_size(weights)}"
+        if weights.assumed:
+            description += f"; assumed: {describe_assumed(weights)}"
+        return OpenedModel(text, description, framework or default_framework, weights)
+    state = checkpoint.load_run(path)
+    weights = ModelWeights(state.config.model, dict(state.weights), "canonical")
+    description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
+    losses = read_losses(path) if (path / "step_losses.npy").exists() else None
+    return OpenedModel(text, description, framework or state.last_framework, weights, losses)
+
+
+def images_to_compare(dataset: Dataset, count: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """The first test images, uint8 (count, H, W, 3), their labels (count,), and a description for people.
+
+    Where all of them are grey, the last one becomes coloured noise: else colours in the wrong order would not show.
+    """
+    images, labels = dataset.test_images[:count].copy(), dataset.test_labels[:count]
+    many = len(images) > 1
+    description = f"{len(images)} test images of {dataset.source}" if many else f"a test image of {dataset.source}"
+    if (images == images[..., :1]).all():
+        images[-1] = generator(0, 0, "noise").integers(0, 256, images[-1].shape)
+        description += "; the last one coloured noise, since they are grey"
+    return images, labels, description
+
+
+def _size(weights: ModelWeights) -> str:
+    return f"{model_name(weights.config)}, {weights.config.num_parameters:,} parameters"
