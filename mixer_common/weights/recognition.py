@@ -18,7 +18,7 @@ from mixer_common.weights.patterns import Source, canonical_arrays, describe_nam
 from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale, fold_scale, is_scale, scale_in_arrays
 from mixer_common.weights.reading import flatten, plain_array
 from mixer_common.weights.structure import NoStructure, Structure, recognise_structure
-from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights
+from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights, is_moment
 
 DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
 
@@ -118,7 +118,11 @@ def _by_structure(
         if pixels is None:
             pixels = scale
             notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
-    arrays = {name: array for name, array in arrays.items() if re.split(r"[./\\]", name)[-1] != "n_averaged"}
+    arrays = {
+        name: array
+        for name, array in arrays.items()
+        if re.split(r"[./\\]", name)[-1] != "n_averaged" and not is_moment(name)
+    }
     sets = _sets_by_structure({name: tuple(np.shape(a)) for name, a in arrays.items()}, origin, details, names)
     if not sets:
         if names:

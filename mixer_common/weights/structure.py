@@ -11,56 +11,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
 from mixer_common.errors import UserError
+from mixer_common.weights.likelihood import ROLES, SEPARATOR, Module, Structure, likeliest
 from mixer_common.weights.patterns import Source, axes, file_shape
 
 Shapes = Mapping[str, tuple[int, ...]]
-_SEPARATOR = re.compile(r"[./\\]")
 _BIASES = re.compile(r"(?i)(bias|beta|b|shift|offset)\d*$")
 _CLASS_TOKEN = re.compile(r"(?i)(cls|class)_?(token|tok|embed)")
-# Words that tell the roles of modules where their shapes do not.
-_WORDS = {
-    "token": re.compile(r"(?i)tok|patch|spatial|seq"),
-    "channel": re.compile(r"(?i)chan|feat"),
-    "first": re.compile(r"(?i)pre|first|before|up|expand|in(?![a-z])|[^a-z]a(?![a-z])"),
-    "second": re.compile(r"(?i)post|second|after|down|reduce|out|[^a-z]b(?![a-z])"),
-    "stem": re.compile(r"(?i)stem|patch|emb"),
-    "head": re.compile(r"(?i)head|clas|clf|logit|fc"),
-}
-_ROLES = (
-    "token_norm",
-    "token_mixing.fc1",
-    "token_mixing.fc2",
-    "channel_norm",
-    "channel_mixing.fc1",
-    "channel_mixing.fc2",
-)
-
-
-@dataclass(frozen=True)
-class _Module:
-    path: str
-    weight: str  # the name of its matrix, or of a norm's scale
-    shape: tuple[int, ...]  # of the weight
-    bias: str | None
-    bias_size: int | None
-    place: int  # in the file
-
-    @property
-    def is_norm(self) -> bool:
-        return len(self.shape) == 1
-
-
-class Structure(NamedTuple):
-    """A model found in named arrays."""
-
-    config: ModelConfig
-    names: dict[str, Source]
-    block_is_told: bool
 
 
 def recognise_structure(shapes: Shapes, origin: str, block: str | None, given: Mapping[str, Source]) -> Structure:
@@ -165,17 +125,17 @@ def _structures(shapes: Shapes, block: str | None, given: Mapping[str, Source]) 
                 for structure in _fitting(blocks, ends, kind, transposed, shapes)
                 if _agrees(structure, given)
             ]
-            found += _likeliest(fitting, modules, ordered)
+            found += likeliest(fitting, modules, ordered)
         if found:
             return found
     return found
 
 
-def _modules(shapes: Shapes) -> list[_Module] | None:
+def _modules(shapes: Shapes) -> list[Module] | None:
     """The modules of the arrays in the order of the file; None where one is no matrix with a bias, and no norm."""
     grouped: dict[str, list[str]] = defaultdict(list)
     for name in shapes:
-        parts = list(_SEPARATOR.finditer(name))
+        parts = list(SEPARATOR.finditer(name))
         grouped[name[: parts[-1].start()] if parts else ""].append(name)
     modules = []
     for place, (path, names) in enumerate(grouped.items()):
@@ -187,14 +147,14 @@ def _modules(shapes: Shapes) -> list[_Module] | None:
             vectors.reverse()
         weight, *biases = matrices + vectors
         bias = biases[0] if biases else None
-        modules.append(_Module(path, weight, shapes[weight], bias, shapes[bias][0] if bias else None, place))
+        modules.append(Module(path, weight, shapes[weight], bias, shapes[bias][0] if bias else None, place))
     return modules
 
 
-def _blocks(modules: Sequence[_Module]) -> Iterator[tuple[list[list[_Module]], list[_Module]]]:
+def _blocks(modules: Sequence[Module]) -> Iterator[tuple[list[list[Module]], list[Module]]]:
     """The modules of each block, and the rest, for every number in the names that can be the block's; most blocks
     first."""
-    families: dict[tuple[str, str], dict[int, _Module]] = defaultdict(dict)
+    families: dict[tuple[str, str], dict[int, Module]] = defaultdict(dict)
     keys: dict[str, list[tuple[int, tuple[str, str]]]] = defaultdict(list)
     for module in modules:
         for digits in re.finditer(r"\d{1,9}", module.path):
@@ -215,24 +175,24 @@ def _blocks(modules: Sequence[_Module]) -> Iterator[tuple[list[list[_Module]], l
             for path, found in keys.items()
         }
         blocks = [[module for module in modules if of_block.get(module.path) == number] for number in numbers]
-        if all(len(block) == len(_ROLES) for block in blocks):
+        if all(len(block) == len(ROLES) for block in blocks):
             yield blocks, [module for module in modules if of_block.get(module.path) is None]
 
 
 class _Ends(NamedTuple):
     """The modules before and after the blocks, and the sizes that they tell."""
 
-    stem: _Module
+    stem: Module
     stem_pattern: str
-    norm: _Module
-    head: _Module
+    norm: Module
+    head: Module
     head_pattern: str
     hidden_dim: int
     patch_size: int
     num_classes: int
 
 
-def _ends(rest: Sequence[_Module], transposed: bool) -> Iterator[_Ends]:
+def _ends(rest: Sequence[Module], transposed: bool) -> Iterator[_Ends]:
     """Every way to take the rest as stem, norm and head."""
     norms, matrices = [m for m in rest if m.is_norm], [m for m in rest if not m.is_norm]
     if len(norms) != 1 or len(matrices) != 2:
@@ -249,7 +209,7 @@ def _ends(rest: Sequence[_Module], transposed: bool) -> Iterator[_Ends]:
                     yield _Ends(stem, stem_pattern, norm, head, head_pattern, C, patch, sizes[0])
 
 
-def _stem_patterns(stem: _Module, C: int, transposed: bool) -> Iterator[tuple[str, int]]:
+def _stem_patterns(stem: Module, C: int, transposed: bool) -> Iterator[tuple[str, int]]:
     """The layouts that a stem can have, and the side of its patches."""
     shape = stem.shape
     if len(shape) == 4:
@@ -265,25 +225,25 @@ def _stem_patterns(stem: _Module, C: int, transposed: bool) -> Iterator[tuple[st
                 yield (f"({order}) o" if transposed else f"o ({order})"), patch
 
 
-def _linear_patterns(module: _Module, transposed: bool) -> list[str]:
+def _linear_patterns(module: Module, transposed: bool) -> list[str]:
     """The layouts of a linear layer with so many axes; transposed: input first, as Flax has it."""
     patterns = ("i o", "1 i o", "1 1 i o") if transposed else ("o i", "o i 1", "o i 1 1")
     return [pattern for pattern in patterns if len(pattern.split()) == len(module.shape)]
 
 
-def _sizes(module: _Module, pattern: str) -> tuple[int, int] | None:
+def _sizes(module: Module, pattern: str) -> tuple[int, int] | None:
     """Out and in of a linear layer; None where an axis that must be 1 is not."""
     sizes = dict(zip(pattern.split(), module.shape, strict=True))
     ones = [size for axis, size in zip(pattern.split(), module.shape, strict=True) if axis == "1"]
     return (sizes["o"], sizes["i"]) if all(size == 1 for size in ones) else None
 
 
-def _bias_fits(module: _Module, size: int) -> bool:
+def _bias_fits(module: Module, size: int) -> bool:
     return module.bias_size in (None, size)
 
 
 def _fitting(
-    blocks: Sequence[Sequence[_Module]], ends: _Ends, kind: str, transposed: bool, shapes: Shapes
+    blocks: Sequence[Sequence[Module]], ends: _Ends, kind: str, transposed: bool, shapes: Shapes
 ) -> Iterator[Structure]:
     """Every assignment of a block's modules to its roles that fits the shapes."""
     C, first = ends.hidden_dim, blocks[0]
@@ -325,7 +285,7 @@ def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int
     )  # fmt: skip
     modules = {"stem": (ends.stem, ends.stem_pattern), "norm": (ends.norm, "o"), "head": (ends.head, ends.head_pattern)}
     for number, block in enumerate(blocks):
-        for role, i in zip(_ROLES, order, strict=True):
+        for role, i in zip(ROLES, order, strict=True):
             modules[f"blocks.{number}.{role}"] = block[i], patterns.get(i, "o")
     names = {}
     for name in weight_shapes(config):
@@ -364,76 +324,6 @@ def _agrees(structure: Structure, given: Mapping[str, Source]) -> bool:
             if "{i}" not in name and source.name != found.name:
                 return False
     return True
-
-
-def _likeliest(found: list[Structure], modules: Sequence[_Module], ordered: bool) -> list[Structure]:
-    """Those that the words in the names favour, then those whose norms lie beside their MLPs, then those whose order
-    is that of the file."""
-    place = {module.weight: module.place for module in modules}
-    for score in (_words, _shared_parents, *([lambda s: _order(s, place)] if ordered else []), _numbers):
-        if len(found) > 1:
-            best = max(map(score, found))
-            found = [structure for structure in found if score(structure) == best]
-    return found
-
-
-def _words(structure: Structure) -> int:
-    """How many roles the words in the names confirm, less those that they deny."""
-    names, score = structure.names, 0
-    pairs = [("stem.weight", "stem", "head"), ("head.weight", "head", "stem")]
-    for role in _ROLES:
-        mine, other = ("token", "channel") if role.startswith("token") else ("channel", "token")
-        pairs.append((f"blocks.0.{role}.weight", mine, other))
-        if role.endswith("norm"):
-            first, second = ("first", "second") if role == "token_norm" else ("second", "first")
-        else:
-            first, second = ("first", "second") if role.endswith("fc1") else ("second", "first")
-        pairs.append((f"blocks.0.{role}.weight", first, second))
-    for name, mine, other in pairs:
-        words = names[name].name
-        if mine in ("first", "second"):
-            words = " " + _SEPARATOR.split(words.rpartition(".")[0] or words)[-1]
-        elif mine in ("token", "channel"):
-            words = re.sub(r"^.*?\d", "", words)
-        score += bool(_WORDS[mine].search(words)) - bool(_WORDS[other].search(words))
-    leaf = _SEPARATOR.split(names["head.weight"].name)[-1]
-    if leaf in ("kernel", "weight"):
-        score += (leaf == "kernel") == ("i o" in names["head.weight"].pattern)
-    return score
-
-
-def _shared_parents(structure: Structure) -> int:
-    """How long the beginnings are that each norm shares with the MLP after it."""
-    names = structure.names
-
-    def shared(a: str, b: str) -> int:
-        parts = [_SEPARATOR.split(names[f"blocks.0.{role}.weight"].name) for role in (a, b)]
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*parts, strict=False)))
-
-    return sum(
-        shared(f"{mixer}_norm", f"{mixer}_mixing.{fc}") for mixer in ("token", "channel") for fc in ("fc1", "fc2")
-    )
-
-
-def _order(structure: Structure, place: Mapping[str, int]) -> int:
-    """How many of the pairs that are built one after the other lie so in the file."""
-    places = {role: place[structure.names[f"blocks.0.{role}.weight"].name] for role in _ROLES}
-    norms, matrices = ([role for role in _ROLES if role.endswith("norm") == is_norm] for is_norm in (True, False))
-    pairs = [*itertools.combinations(norms, 2), *itertools.combinations(matrices, 2)]
-    ends = place[structure.names["stem.weight"].name] < place[structure.names["head.weight"].name]
-    return sum(places[a] < places[b] for a, b in pairs) + ends
-
-
-def _numbers(structure: Structure) -> int:
-    """How many pairs have names that differ in a number alone, the smaller first."""
-    pairs = [(_ROLES[0], _ROLES[3]), (_ROLES[1], _ROLES[2]), (_ROLES[4], _ROLES[5]), (_ROLES[1], _ROLES[4])]
-    score = 0
-    for pair in pairs:
-        a, b = (structure.names[f"blocks.0.{role}.weight"].name for role in pair)
-        if re.sub(r"\d+", "#", a) == re.sub(r"\d+", "#", b):
-            numbers = [[int(number) for number in re.findall(r"\d+", name)] for name in (a, b)]
-            score += (numbers[0] < numbers[1]) - (numbers[0] > numbers[1])
-    return score
 
 
 def _difference(a: Structure, b: Structure) -> str:

@@ -44,7 +44,7 @@ def find_weights(names: Sequence[str]) -> list[WrappedWeights]:
         for prefix in _prefixes(table, names):
             inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
             num_blocks = _count_blocks(table, inner)
-            if not num_blocks or _MOMENTS & set(re.split(r"[./\\]", prefix)):
+            if not num_blocks or is_moment(prefix):
                 continue
             matches = len(inner & table.file_names(num_blocks))
             if matches > (found[prefix].matches if prefix in found else 0):
@@ -53,6 +53,11 @@ def find_weights(names: Sequence[str]) -> list[WrappedWeights]:
         return []
     best = max(found.values(), key=lambda wrapped: wrapped.matches)
     return [each for each in found.values() if each.table is best.table and 2 * each.matches > best.matches]
+
+
+def is_moment(name: str) -> bool:
+    """Whether an array of this name, or with this prefix, is an optimizer's or a gradient."""
+    return bool(_MOMENTS & set(re.split(r"[./\\]", name)))
 
 
 def choose_weights(found: Sequence[WrappedWeights], prefer: str | None, origin: str) -> tuple[WrappedWeights, str]:

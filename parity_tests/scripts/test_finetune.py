@@ -223,7 +223,7 @@ def test_what_was_stated_is_not_called_assumed(script, tmp_path):
         tmp_path / "run",
     )
     assert code == 0
-    assert "does not tell: layer_norm_epsilon 1e-06, images 16x16\n" in stdout
+    assert "does not tell: layer_norm_epsilon 1e-06, images 16x16, pixels -1..1\n" in stdout
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
