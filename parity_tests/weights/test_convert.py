@@ -10,6 +10,7 @@ from dataclasses import replace
 import flax.serialization
 import jax
 import jax.numpy as jnp
+import mlp_mixer_pytorch
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -444,7 +445,7 @@ def test_the_call_that_the_script_prints_makes_the_model(script, tmp_path, confi
     code, stdout, _ = script("convert", tmp_path / "in", tmp_path / "out.pth", "--to", format)
     assert code == 0
     call = next(line for line in stdout.splitlines() if "Load it into " in line).partition("Load it into ")[2]
-    names = {"timm": timm, "mlp_mixer_pytorch": sys.modules["mlp_mixer_pytorch"]}
+    names = {"timm": timm, "mlp_mixer_pytorch": mlp_mixer_pytorch}
     eval(call, names).load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
 
 
