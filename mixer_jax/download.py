@@ -1,4 +1,7 @@
-"""Downloads CIFAR-10 through TensorFlow Datasets (TFDS), with no TensorFlow present."""
+"""Downloads CIFAR-10 through TensorFlow Datasets (TFDS), with no TensorFlow present.
+
+Twin of mixer_torch/download.py.
+"""
 
 import tarfile
 import tempfile

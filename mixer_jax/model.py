@@ -14,6 +14,7 @@ from jax import Array
 
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.weights.canonical import check_weights, from_flax, to_flax
+from mixer_common.weights.in_memory import check_pixels
 from mixer_jax.device import Device
 from mixer_jax.hooks import Hooks, Recorder
 from mixer_jax.xla import affine, linear, opaque_one
@@ -122,7 +123,10 @@ class Mixer(nnx.Module):
         mixer_common.plan.drop_paths.drop_path_scales); None drops nothing, as in evaluation.
         recorder: called with the name and value of every activation in network order
         (mixer_common.config.model.activation_names).
+
+        Raises UserError for whole numbers, and for images of another size than the config's.
         """
+        check_pixels(pixels.shape, jnp.issubdtype(pixels.dtype, jnp.floating), self.config)
         hooks = Hooks(recorder, drop_path)
         x = hooks.record("stem", self.stem(pixels))  # (B, S, C)
         for i, block in enumerate(self.blocks):
@@ -138,7 +142,10 @@ def build_model(
     device: Device | None = None,
     dtype: np.dtype | None = None,
 ) -> Mixer:
-    """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
+    """A Mixer that holds the canonical weights, in `dtype` (None: theirs), on the device (None: JAX's default).
+
+    Raises UserError where the weights do not fit.
+    """
     check_weights(weights, weight_shapes(config), "the set of weights")
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Mixer(config)))
     return nnx.merge(graphdef, from_canonical(state, weights, device, dtype))

@@ -17,7 +17,7 @@ from mixer_common.config.model import ModelConfig
 from mixer_common.config.train import MOMENTS, TrainConfig
 from mixer_jax.model import from_canonical, to_canonical
 
-# optax's names for what the canonical form calls otherwise, and the names in AdamState below.
+# optax's names for what the canonical form calls otherwise, and the names in _AdamState below.
 _OPTAX_NAMES = {"first_moment": "first_moment", "second_moment": "second_moment", "momentum": "trace"}
 
 
@@ -63,16 +63,16 @@ def load_moments(
     return optax.tree.set(state, **loaded)
 
 
-class AdamState(NamedTuple):
+class _AdamState(NamedTuple):
     first_moment: Any
     second_moment: Any
 
 
 def _scale_by_adam(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs:
-    def init(params: Any) -> AdamState:
-        return AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+    def init(params: Any) -> _AdamState:
+        return _AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: Any, state: Any, params: Any = None, **rates: Any) -> tuple[Any, AdamState]:
+    def update(updates: Any, state: Any, params: Any = None, **rates: Any) -> tuple[Any, _AdamState]:
         del params
         bias_corrections: Array = rates["bias_corrections"]
         beta1, beta2, epsilon = recipe.beta1, recipe.beta2, recipe.adam_epsilon
@@ -81,7 +81,7 @@ def _scale_by_adam(recipe: TrainConfig) -> optax.GradientTransformationExtraArgs
         updates = jax.tree.map(
             lambda m, v: m / bias_corrections[0] / (jnp.sqrt(v) / bias_corrections[1] + epsilon), m, v
         )
-        return updates, AdamState(m, v)
+        return updates, _AdamState(m, v)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,1 +1,7 @@
-"""The MLP-Mixer and its training in PyTorch."""
+"""The MLP-Mixer and its training in PyTorch. api.py describes what is imported here."""
+
+from mixer_common.config.model import ModelConfig
+from mixer_common.errors import UserError
+from mixer_torch.api import create, load, predict, save, to_pixels, weights
+
+__all__ = ["ModelConfig", "UserError", "create", "load", "predict", "save", "to_pixels", "weights"]

@@ -1,4 +1,4 @@
-"""Downloads CIFAR-10 through torchvision."""
+"""Downloads CIFAR-10 through torchvision. Twin of mixer_jax/download.py."""
 
 import tempfile
 from pathlib import Path

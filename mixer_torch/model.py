@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.weights.canonical import check_weights
+from mixer_common.weights.in_memory import check_pixels
 from mixer_torch.hooks import Hooks, Recorder
 
 
@@ -97,7 +98,10 @@ class Mixer(nn.Module):
         mixer_common.plan.drop_paths.drop_path_scales); None drops nothing, as in evaluation.
         recorder: called with the name and value of every activation in network order
         (mixer_common.config.model.activation_names).
+
+        Raises UserError for whole numbers, and for images of another size than the config's.
         """
+        check_pixels(pixels.shape, pixels.is_floating_point(), self.config)
         hooks = Hooks(recorder, drop_path)
         x = hooks.record("stem", self.stem(pixels))  # (B, S, C)
         for i, block in enumerate(self.blocks):
@@ -110,10 +114,13 @@ class Mixer(nn.Module):
 def build_model(
     config: ModelConfig,
     weights: Mapping[str, np.ndarray],
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Mixer:
-    """A Mixer that holds the canonical weights, in `dtype` (None: as they are). UserError if they do not fit."""
+    """A Mixer that holds the canonical weights, in `dtype` (None: theirs), on the device (None: PyTorch's default).
+
+    Raises UserError where the weights do not fit.
+    """
     check_weights(weights, weight_shapes(config), "the set of weights")
     with torch.device("meta"):
         model = Mixer(config)

@@ -53,12 +53,12 @@ class Trainer:
         images: np.ndarray,
         labels: np.ndarray,
         moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | None = None,
         compiled: bool = False,
     ):
         """weights: canonical, the model's; moments: by recipe.moment_names, both as they are where training goes on, or
         None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
-        self.config, self.recipe, self.device = config, recipe, torch.device(device)
+        self.config, self.recipe, self.device = config, recipe, device or torch.get_default_device()
         trained = weights if moments is None else moments.get("trained_weights", weights)
         self.model = build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision])
         self.average = (

@@ -91,7 +91,8 @@ def test_drawn_layers_exist():
     for title in titles:
         places = (ROOT / title, ROOT / "mixer_common" / title, ROOT / "mixer_common" / f"{title}.py")
         assert any(path.exists() for path in places), title
-    floors = {path.stem for path in (ROOT / "mixer_common").iterdir() if not path.stem.startswith("_")}
+    folder = ROOT / "mixer_common"
+    floors = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py") and path.stem[0] != "_"}
     assert not floors - {title.rstrip("/") for title in titles}
 
 

@@ -89,18 +89,18 @@ def test_a_run_that_cannot_be_resumed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("step_losses.npy", b"\x93NUMPY", r"step_losses\.npy, the run's losses, cannot be read"),
         ("step_losses.npy", None, r"step_losses\.npy, the run's losses, cannot be read"),
         ("metrics.jsonl", b'{"step": 4}\n{"st', r"its metrics\.jsonl is damaged"),
     ],
 )
-def test_damaged_logs(tmp_path, name, content, words):
+def test_damaged_logs(tmp_path, name, content, message):
     config = stopped_run(tmp_path / "run")
     path = tmp_path / "run" / name
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         RunFolder.resume(tmp_path / "run", config, 7)
 
 

@@ -49,7 +49,7 @@ def test_predict_names_classes_and_probabilities(script, run_folder, tmp_path, d
 def test_bad_input_to_evaluate_and_predict(script, run_folder, tmp_path):
     picture = tmp_path / "picture.png"
     picture.write_text("no picture at all")
-    for arguments, words in (
+    for arguments, message in (
         (("evaluate", tmp_path), "is no run"),
         (("evaluate", tmp_path / "nothing"), "is no run"),
         (("predict", tmp_path, picture), "is no run"),
@@ -60,7 +60,7 @@ def test_bad_input_to_evaluate_and_predict(script, run_folder, tmp_path):
     ):
         code, _, stderr = script(*arguments)
         assert code == 2, arguments
-        assert words in stderr
+        assert message in stderr
         assert "Traceback" not in stderr
 
 

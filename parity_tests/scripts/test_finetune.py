@@ -151,7 +151,7 @@ def test_a_run_continues_in_a_new_one(script, tmp_path):
 
 @FRAMEWORKS
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--init-from", "{start}", "--model", "tiny"), "leave --model out"),
         (("--init_from", "{start}", "--model", "tiny"), "leave --model out"),
@@ -168,7 +168,7 @@ def test_a_run_continues_in_a_new_one(script, tmp_path):
         (("--init-from", "{start}", "--num-classes", "12"), "num_classes is 12, but digits has 10 classes"),
     ],
 )
-def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, words):
+def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, message):
     source(tmp_path, OTHER)
     code, _, err = script(
         f"train_{framework}",
@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence(script, tmp_path, framework, arguments, words
         *(argument.format(start=tmp_path / "start") for argument in arguments),
     )
     assert code == 2
-    assert words in err
+    assert message in err
     assert err.startswith("error: ")
     assert not (tmp_path / "run").exists()
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"config.json", "model.safetensors"}

@@ -44,7 +44,7 @@ def test_a_run_writes_everything_it_promises(script, tmp_path, framework):
     out = tmp_path / "run"
     code, stdout, _ = script(f"train_{framework}", *DIGITS, "--epochs", 2, "--steps", 400, "--out", out)
     assert code == 0
-    for words in (
+    for message in (
         "MLP-Mixer tiny, 78,986 parameters",
         "handwritten digits",
         "1,437 training and 360 test",
@@ -54,7 +54,7 @@ def test_a_run_writes_everything_it_promises(script, tmp_path, framework):
         "test accuracy",
         str(out / "summary.json"),
     ):
-        assert words in stdout, words
+        assert message in stdout, message
     assert {path.name for path in out.iterdir() if "tfevents" not in path.name} == {
         "config.json",
         "metrics.jsonl",

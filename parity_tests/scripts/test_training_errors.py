@@ -47,10 +47,10 @@ BAD_TRAINING = {
 @pytest.mark.parametrize("case", BAD_TRAINING)
 def test_bad_input_to_training(script, tmp_path, monkeypatch, framework, case):
     monkeypatch.chdir(tmp_path)
-    arguments, words = BAD_TRAINING[case]
+    arguments, message = BAD_TRAINING[case]
     code, _, stderr = script(f"train_{framework}", *arguments)
     assert code == 2
-    assert words in stderr
+    assert message in stderr
     assert "Traceback" not in stderr
     assert not list(tmp_path.iterdir())
 

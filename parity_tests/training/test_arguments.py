@@ -14,8 +14,8 @@ from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights, save_weights
 
 
-def parse(monkeypatch, *words: object, arguments_type=TrainArguments):
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+def parse(monkeypatch, *options: object, arguments_type=TrainArguments):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
     return parse_train(arguments_type, "Trains.")
 
 
@@ -53,7 +53,7 @@ def test_what_a_recipe_has_on_can_be_switched_off(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "size"),
+    ("options", "size"),
     [
         (("--image-size", 40), (40, 40)),
         (("--image-size", 40, 20), (40, 20)),
@@ -63,8 +63,8 @@ def test_what_a_recipe_has_on_can_be_switched_off(monkeypatch):
         (("--image-size", 40, "--image-width", 0), (40, 40)),
     ],
 )
-def test_image_sizes_and_the_older_option_for_the_width(monkeypatch, words, size):
-    assert parse(monkeypatch, *words)[0].config.image_size == size
+def test_image_sizes_and_the_older_option_for_the_width(monkeypatch, options, size):
+    assert parse(monkeypatch, *options)[0].config.image_size == size
 
 
 def test_pytorch_s_own_option(monkeypatch):
@@ -86,7 +86,7 @@ def test_given_weights_are_read_once_and_bring_their_model(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("options", "sentence"),
     [
         (("--init-from", "a", "--resume"), "leave one of them out"),
         (("--init-from", "a", "--model", "tiny"), "leave --model out"),
@@ -94,9 +94,9 @@ def test_given_weights_are_read_once_and_bring_their_model(monkeypatch, tmp_path
         (("--recipe", "adam"), "unknown recipe 'adam'"),
     ],
 )
-def test_a_bad_command_line_is_one_sentence(monkeypatch, words, sentence):
+def test_a_bad_command_line_is_one_sentence(monkeypatch, options, sentence):
     with pytest.raises(UserError, match=sentence):
-        parse(monkeypatch, *words)
+        parse(monkeypatch, *options)
 
 
 def test_a_resumed_run_gives_the_defaults(monkeypatch, tmp_path, config):

@@ -53,13 +53,13 @@ def test_what_was_assumed_is_told_unless_it_was_stated():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"hidden_dim": 96}, r"here does not fit the model: stem.weight has shape \(64, 3, 4, 4\) instead of \(96,"),
         ({"image_size": (16, 32)}, "image_width 32 cannot be chosen for given weights"),
         ({"image_size": 32, "tokens_mlp_dim": 40}, r"fc1.weight has shape \(128, 64\) instead of \(40, 64\)"),
     ],
 )
-def test_what_does_not_fit_is_an_error(change, words):
-    with pytest.raises(UserError, match=words):
+def test_what_does_not_fit_is_an_error(change, message):
+    with pytest.raises(UserError, match=message):
         adapt_weights(given(), replace(CONFIG, **change), "here")

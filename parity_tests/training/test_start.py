@@ -59,29 +59,29 @@ def test_the_default_folder_names_the_run(arguments, dataset, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"train": TrainConfig(batch_size=11)}, "batch_size 11 is larger than the 10 training images"),
         ({"config": replace(TINY, num_classes=7)}, "num_classes is 7"),
     ],
 )
-def test_what_does_not_fit_leaves_no_folder(arguments, dataset, change, words):
-    with pytest.raises(UserError, match=words):
+def test_what_does_not_fit_leaves_no_folder(arguments, dataset, change, message):
+    with pytest.raises(UserError, match=message):
         begin_run(replace(arguments, **change), None, "numpy", dataset)
     assert not arguments.out.exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"resume": True, "overwrite": True}, "--resume and --overwrite exclude each other"),
         ({"resume": True, "out": None}, "--resume needs --out"),
         ({"resume": True}, "config.json is missing"),
     ],
 )
-def test_nothing_is_loaded_for_a_command_line_that_cannot_be_obeyed(framework, arguments, monkeypatch, change, words):
+def test_nothing_is_loaded_for_a_command_line_that_cannot_be_obeyed(framework, arguments, monkeypatch, change, message):
     monkeypatch.setattr(type(framework), "prepare", None)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         train(framework, replace(arguments, **change), None)
 
 
