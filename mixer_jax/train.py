@@ -133,8 +133,8 @@ class Trainer:
     def _steps(
         self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array, last: Array
     ) -> tuple:
-        # A loop with bounds that it is told at run time: one program serves every chunk, so a run's bits do
-        # not depend on where it was cut into dispatches, or interrupted.
+        # A loop whose bounds are arguments: one program serves every chunk, so a run's bits do not depend on where it
+        # was cut into dispatches, or interrupted.
         return jax.lax.fori_loop(first, last, partial(self._step, frozen, images, labels, plan), state)
 
     def _step(self, frozen: nnx.State, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:

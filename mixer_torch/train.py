@@ -67,11 +67,11 @@ class Trainer:
         if recipe.freeze_backbone:
             self.model.requires_grad_(False).head.requires_grad_()
         self._averages: list[Tensor] = []
-        self._averaged: list[Tensor] = []
+        self._trained: list[Tensor] = []
         if self.average is not None:
             trained_names = [name for name, p in self.model.named_parameters() if p.requires_grad]
             self._averages += [self.average.get_parameter(name) for name in trained_names]
-            self._averaged += [self.model.get_parameter(name) for name in trained_names]
+            self._trained += [self.model.get_parameter(name) for name in trained_names]
         self.optimizer = optimizer.make_optimizer(recipe, self.model)
         if moments is not None:
             optimizer.load_moments(self.model, self.optimizer, recipe, moments)
@@ -134,7 +134,7 @@ class Trainer:
         if self.average is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                    self._averages, self._averaged, self.plan["ema_rates"][i]
+                    self._averages, self._trained, self.plan["ema_rates"][i]
                 )
         return value
 
