@@ -27,6 +27,36 @@ Precision = Annotated[
         help="The arithmetic of the model; with bfloat16, the weights and the statistics of norms stay float32."
     ),
 ]
+Prefer = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="{ema,model,PREFIX}",
+        help="Which weights are read where averaged ones lie beside those as trained: ema, model, or the beginning of "
+        "their names. Default: ema, as timm does.",
+    ),
+]
+PixelMean = Annotated[
+    tuple[str, ...] | None,
+    tyro.conf.arg(
+        metavar="{inception,imagenet,cifar10,none}|R G B",
+        help="State the mean that the model subtracts from pixels of 0 to 1, or a name that stands for mean and "
+        "deviation; none: pixels stay 0 to 1. It is folded into the stem. Default: pixels of -1 to 1.",
+    ),
+]
+PixelStd = Annotated[
+    tuple[str, ...] | None,
+    tyro.conf.arg(
+        metavar="R G B", help="State the deviation that the model divides by, after --pixel-mean is subtracted."
+    ),
+]
+Names = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FILE",
+        help="State which array is which: a TOML file with lines such as "
+        '"blocks.{i}.token_norm.weight" = "layers.{i}.ln_a.weight". Default: names and shapes tell.',
+    ),
+]
 
 
 def one_of(names: Iterable[str]) -> str:

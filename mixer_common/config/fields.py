@@ -4,6 +4,8 @@ import difflib
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
 
+import numpy as np
+
 from mixer_common.errors import UserError
 
 
@@ -27,10 +29,14 @@ def by_name(kind: str, table: dict[str, T], name: str) -> T:
 def check_fields(config: Any) -> None:
     """Raises UserError where a field of a dataclass does not hold what its annotation says.
 
-    The annotations may be int, float, bool, a Literal, a NamedTuple of whole numbers, or a tuple of names.
+    The annotations may be int, float, bool, a Literal, a NamedTuple of whole numbers, or a tuple of names. A number of
+    NumPy's becomes Python's, so that it can be written as JSON.
     """
     for field in fields(config):
         value, kind = getattr(config, field.name), field.type
+        if isinstance(value, np.generic) and kind in (int, float, bool):
+            value = value.item()
+            object.__setattr__(config, field.name, value)
         if get_origin(kind) is Literal:
             if value not in get_args(kind):
                 raise UserError(f"{field.name} is {value!r}: choose one of {', '.join(map(str, get_args(kind)))}.")

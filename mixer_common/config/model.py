@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from mixer_common.config.fields import check_fields, from_dict
 from mixer_common.errors import UserError
 
@@ -80,7 +82,9 @@ class ModelConfig:
 
 def _image_size(value: Any) -> Any:
     """An ImageSize of one or two whole numbers; anything else as it is, for check_fields to refuse."""
-    sizes = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    sizes = (value, value) if isinstance(value, int | np.integer) else ()
+    sizes = tuple(value) if isinstance(value, list | tuple) else sizes
+    sizes = tuple(size.item() if isinstance(size, np.integer) else size for size in sizes)
     if len(sizes) == 2 and all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
         return ImageSize(*sizes)
     return value

@@ -14,10 +14,12 @@ from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import MODELS, RECIPE_MODELS, RECIPES, describe_recipes, model_name
 from mixer_common.config.train import TrainConfig
 from mixer_common.errors import UserError
-from mixer_common.options import DataDir, DatasetName, Device, one_of
+from mixer_common.options import DataDir, DatasetName, Device, Names, PixelMean, PixelStd, Prefer, one_of
 from mixer_common.runs.checkpoint import RunConfig
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights
+from mixer_common.weights.patterns import read_names
+from mixer_common.weights.pixels import stated_scale
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class TrainArguments:
     """Start from these weights instead of --model: a run, or a file in any format that convert.py reads. Their
     sizes are the defaults below. --image-size carries them to another size. A head for another number of classes
     than the data set has is replaced by zeros."""
+    names: Names = None
+    prefer: Prefer = None
+    pixel_mean: PixelMean = None
+    pixel_std: PixelStd = None
     device: Device = "auto"
     config: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -71,12 +77,21 @@ def parse_train(arguments_type: type[Arguments], description: str | None) -> tup
     names.add_argument("--recipe")
     names.add_argument("--out", type=Path)
     names.add_argument("--init-from", "--init_from", type=Path)  # tyro takes both spellings
+    names.add_argument("--names", type=Path)
+    names.add_argument("--prefer")
+    names.add_argument("--pixel-mean", "--pixel_mean", nargs="*")
+    names.add_argument("--pixel-std", "--pixel_std", nargs="*")
     names.add_argument("--resume", action="store_true")
     named, _ = names.parse_known_args()
     if named.init_from and named.resume:
         raise UserError(
             "--init-from begins a new run, and --resume continues one, whose weights lie in --out: "
             "leave one of them out."
+        )
+    if not named.init_from and (named.names or named.prefer or named.pixel_mean or named.pixel_std):
+        raise UserError(
+            "--names, --prefer, --pixel-mean and --pixel-std are about the weights of --init-from, which is left out: "
+            "name them, or leave the others out."
         )
     if named.init_from and named.model:
         raise UserError("--init-from brings its own model: leave --model out.")
@@ -88,7 +103,7 @@ def parse_train(arguments_type: type[Arguments], description: str | None) -> tup
         )
     else:
         recipe = named.recipe or arguments_type.recipe
-        given = load_weights(named.init_from) if named.init_from else None
+        given = _given_weights(named) if named.init_from else None
         if given:
             config = given.config
             model = model_name(config)
@@ -106,6 +121,17 @@ def parse_train(arguments_type: type[Arguments], description: str | None) -> tup
         args=_without_image_width(default.config.image_size),
     )
     return arguments, given
+
+
+def _given_weights(named: argparse.Namespace) -> ModelWeights:
+    """The weights of --init-from, as the other options say that they are to be read."""
+    return load_weights(
+        named.init_from,
+        prefer=named.prefer,
+        pixels=stated_scale(named.pixel_mean, named.pixel_std),
+        without_head=True,
+        names=read_names(named.names) if named.names else None,
+    )
 
 
 def _registry() -> ConstructorRegistry:

@@ -15,7 +15,7 @@ def adapt_weights(given: ModelWeights, config: ModelConfig, origin: str) -> tupl
     carrying them changes tokens_mlp_dim and `config` has the old one, the model gets the new one. origin: names the
     weights in errors. Raises UserError where `config` differs in anything else that changes a shape.
     """
-    lines = []
+    lines = list(given.notes)
     stated = {name for name in ("gelu", "layer_norm_epsilon") if getattr(config, name) != getattr(given.config, name)}
     if assumed := describe_assumed(replace(given, assumed=tuple(set(given.assumed) - stated))):
         lines.append(f"assumed, since the file does not tell: {assumed}")
@@ -31,7 +31,10 @@ def adapt_weights(given: ModelWeights, config: ModelConfig, origin: str) -> tupl
         lines.append(f"image size: {sentence}")
         if config.tokens_mlp_dim == given.config.tokens_mlp_dim:
             config = replace(config, tokens_mlp_dim=weights.config.tokens_mlp_dim)
-    if config.num_classes != given.config.num_classes:
+    if not given.has_head:
+        lines.append(f"head: the file holds none; zeros for {config.num_classes} classes")
+        weights = replace_head(weights, config.num_classes)
+    elif config.num_classes != given.config.num_classes:
         lines.append(f"head: {given.config.num_classes} classes replaced by zeros for {config.num_classes}")
         weights = replace_head(weights, config.num_classes)
     check_weights(weights.arrays, weight_shapes(config), origin)

@@ -5,7 +5,7 @@ optimizer moments all have it. Transposing moves values and never changes a bit.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,14 @@ class ModelWeights:
     config: ModelConfig
     arrays: dict[str, np.ndarray]  # canonical, in the order of weight_shapes(config); may be views
     format: str  # a key of formats.FORMATS: the format of the file that they come from
-    assumed: tuple[str, ...] = ()  # fields of the config that neither the file nor the user stated
+    assumed: tuple[str, ...] = ()  # fields of the config, or "pixels", that neither the file nor the user stated
+    notes: tuple[str, ...] = ()  # for people: what was read where there was a choice, and what else the file told
+    names: Mapping[str, Any] = field(default_factory=dict)  # patterns.Names where the structure told them, else empty
+    has_head: bool = True  # False: the file holds none, and that of `arrays` is one of zeros
 
 
 def describe_assumed(weights: ModelWeights) -> str:
-    """The assumed fields of the config and their values, for people; empty where nothing is assumed."""
+    """What is assumed, for people: fields of the config with their values, the pixels' scale; empty if nothing is."""
     config = weights.config
     height, width = config.image_size
     descriptions = {
@@ -39,6 +42,7 @@ def describe_assumed(weights: ModelWeights) -> str:
         "layer_norm_epsilon": f"layer_norm_epsilon {config.layer_norm_epsilon:g}",
         "image_size": f"images {height}x{width}",
         "block": f"block {config.block}",
+        "pixels": "pixels -1..1",
     }
     return ", ".join(text for name, text in descriptions.items() if name in weights.assumed)
 
@@ -112,5 +116,6 @@ def replace_head(weights: ModelWeights, num_classes: int) -> ModelWeights:
     return replace(
         weights,
         config=config,
+        has_head=True,
         arrays=weights.arrays | {name: np.zeros(shapes[name], dtype) for name in ("head.weight", "head.bias")},
     )

@@ -35,6 +35,11 @@ def notes_for_reader(config: ModelConfig, format: str) -> list[str]:
     ]
     if differing:
         notes.append(f"The reader must set {' and '.join(differing)}: {format} files do not hold it.")
+    if format == "tutorial" and config.num_patches != config.hidden_dim:
+        notes.append(
+            f"The tutorial's own class does not load it: its layer_norm1 has the size hidden_dim, {config.hidden_dim}, "
+            f"and here that of the patches, {config.num_patches}."
+        )
     if config.stochastic_depth:
         notes.append(f"stochastic_depth {config.stochastic_depth:g} acts in training only; the file does not hold it.")
     return notes

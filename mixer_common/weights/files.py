@@ -11,11 +11,12 @@ import numpy as np
 from mixer_common import files
 from mixer_common.config.model import model_config_from_json, weight_shapes
 from mixer_common.errors import UserError
-from mixer_common.weights import containers
+from mixer_common.weights import containers, folders
 from mixer_common.weights.canonical import ModelWeights, check_weights, with_details
 from mixer_common.weights.containers import ByteCallback
 from mixer_common.weights.formats import FORMATS, to_format
-from mixer_common.weights.recognition import recognise_weights
+from mixer_common.weights.pixels import describe_scale
+from mixer_common.weights.recognition import DETAILS, recognise_weights
 
 _CANONICAL_FILES = {"config.json", "model.safetensors"}
 
@@ -24,30 +25,40 @@ def _no_progress(activity: str, done: int, total: int) -> None:
     """The ByteCallback that shows nothing."""
 
 
-def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **details: Any) -> ModelWeights:
+def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **options: Any) -> ModelWeights:
     """The model in a file or folder of any name; its content tells the container and the format.
 
-    A folder is a run, a checkpoint, or holds model.safetensors; a config.json beside canonical weights tells their
-    model. Files are safetensors, .npz, Flax's msgpack, or torch.save's, old or new. The arrays are contiguous.
-    details: gelu, layer_norm_epsilon, block and image_size state what the file does not tell; see
-    weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
+    A folder is a run, a checkpoint, or one of timm or Hugging Face: it holds model.safetensors, its parts with an
+    index, pytorch_model.bin, flax_model.msgpack, or a single file of weights. A config.json beside canonical weights
+    tells their model; another's tells the scale of the pixels and the size of the images. Files are safetensors, .npz,
+    Flax's msgpack, or torch.save's, old or new. The arrays are contiguous.
+    options: prefer, pixels, without_head, names, and what the file does not tell: gelu, layer_norm_epsilon, block,
+    image_size; see weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
     """
     path = Path(path)
     if path.is_dir():
-        path = _inside(path)
-    arrays, container = containers.read(path, progress)
-    weights = recognise_weights(arrays, str(path), **details)
+        path = folders.weights_in(path)
+    is_index = path.name.endswith(".index.json")
+    arrays, container = folders.read_parts(path, progress) if is_index else containers.read(path, progress)
+    config_path = path.with_name("config.json")
+    folder_config = folders.config_beside(path)
+    given_pixels = options.pop("pixels", None)
+    weights = recognise_weights(arrays, str(path), pixels=given_pixels or folder_config.pixels, **options)
     del arrays  # so that each goes when its contiguous copy is there
     for name in weights.arrays:
         weights.arrays[name] = np.ascontiguousarray(weights.arrays[name])
     if weights.format == "npz" and container == "msgpack":
-        return replace(weights, format="msgpack")
-    config_path = path.with_name("config.json")
+        weights = replace(weights, format="msgpack")
+    details = {name: options[name] for name in DETAILS if name in options}
     if weights.format == "canonical" and config_path.is_file():
         config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
         check_weights(weights.arrays, weight_shapes(config), str(path))
         return with_details(replace(weights, config=config, assumed=()), str(path), **details)
-    return weights
+    if given_pixels is None and folder_config.pixels is not None:
+        weights = replace(
+            weights, notes=(*weights.notes, f"{describe_scale(folder_config.pixels)}, of {folder_config.origin}")
+        )
+    return folders.with_image_size(weights, folder_config)
 
 
 def save_weights(
@@ -86,11 +97,12 @@ def save_weights(
 def check_target(path: Path, format: str, overwrite: bool, source: Path | None = None) -> None:
     """Raises UserError where `format` cannot be written to `path`, or where that would destroy something else.
 
+    format: a key of FORMATS, or "structure" for a file with somebody's own names, in any container.
     source: the file or folder that the weights come from.
     """
-    if format not in FORMATS:
+    if format not in FORMATS and format != "structure":
         raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
-    suffixes = FORMATS[format].suffixes
+    suffixes = tuple(containers.WRITERS) if format == "structure" else FORMATS[format].suffixes
     if suffixes and path.suffix not in suffixes:
         raise UserError(
             f"{path} does not end in {' or '.join(suffixes)}, which {format} is written as: give it such a name."
@@ -119,19 +131,6 @@ def overlap(a: Path, b: Path) -> bool:
     """Whether the two paths are the same, or one of them lies in the other."""
     a, b = a.resolve(), b.resolve()
     return a == b or a in b.parents or b in a.parents
-
-
-def _inside(folder: Path) -> Path:
-    """The file of weights in a folder: a checkpoint's, or that of a run, also of one that was stopped between the two
-    renames that replace a checkpoint."""
-    checkpoint = folder / "checkpoint"
-    for candidate in (folder, checkpoint, files.hidden_sibling(checkpoint, "old")):
-        if (candidate / "model.safetensors").is_file():
-            return candidate / "model.safetensors"
-    raise UserError(
-        f"{folder} holds no weights: expected a run, a checkpoint or another folder with "
-        "model.safetensors; name one of these, or a file of weights."
-    )
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ format needs: its own model and ours compute the same function, and its file com
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -91,6 +91,11 @@ class Format:
         empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in weight_shapes(config).items()}
         return {name: array.shape for name, array in self.to_file(empty, config.num_blocks).items()}
 
+    def file_names(self, num_blocks: int) -> set[str]:
+        """Names of the arrays in the file of a model of so many blocks."""
+        config = ModelConfig(num_blocks=num_blocks)
+        return {self.file_name(name, num_blocks) for name in weight_shapes(config)}
+
     def _layout(self, name: str) -> Layout:
         layer, _, leaf = _parts(name)
         return self.layouts.get(layer, PYTORCH) if leaf == "weight" else PYTORCH
@@ -105,7 +110,7 @@ def _parts(name: str) -> tuple[str, int, str]:
 
 def _without_singleton_axes(name: str, array: np.ndarray) -> np.ndarray:
     """The authors' older MLPs have axes of length 1 before those of a linear layer."""
-    if not re.search(r"_mixing_phase_0/", name):
+    if not re.search(r"_mixing_phase_0[/.\\]", name):
         return array
     num_axes = 1 if re.search(r"bias\d$", name) else 2
     singletons = [axis for axis, size in enumerate(array.shape) if size == 1]
@@ -153,6 +158,21 @@ OLDER_FLAX = replace(
     accept=_without_singleton_axes,
 )
 
+
+def _flax_variants() -> Iterator[Format]:
+    remat = {layer: name.replace("MixerBlock", "CheckpointMixerBlock") for layer, name in _FLAX.names.items()}
+    for table in (OLDER_FLAX, replace(_FLAX, names=remat), _FLAX):
+        for separator in "/.\\":
+            if table is not _FLAX or separator != "/":
+                names = {layer: name.replace("/", separator) for layer, name in table.names.items()}
+                yield replace(table, names=names)
+
+
+# Flax trees as others store them: read as npz, never written. Windows joins their paths with a backslash, and nn.remat,
+# which computes activations twice to save memory, puts a word before the block's name.
+FLAX_VARIANTS = tuple(_flax_variants())
+
+_TORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 FORMATS: dict[str, Format] = {
     "canonical": Format(
         description="this project's own, config.json and model.safetensors",
@@ -177,7 +197,7 @@ FORMATS: dict[str, Format] = {
             "head": "head.{leaf}",
         },
         details={"gelu": "exact", "layer_norm_epsilon": 1e-6, "init": "pytorch"},
-        suffixes=(".safetensors", ".pth", ".pt", ".bin"),
+        suffixes=_TORCH_SUFFIXES,
     ),
     "lucidrains": Format(  # mlp_mixer_pytorch, MLPMixer: a Sequential, of which the blocks are numbers 2 and following
         description="mlp_mixer_pytorch's MLPMixer",
@@ -193,7 +213,7 @@ FORMATS: dict[str, Format] = {
             "head": "{n+4}.{leaf}",
         },
         details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
-        suffixes=(".safetensors", ".pth", ".pt", ".bin"),
+        suffixes=_TORCH_SUFFIXES,
         layouts={
             "stem": FLAT_PATCHES,
             "blocks.{i}.token_mixing.fc1": CONV1D,
@@ -201,9 +221,73 @@ FORMATS: dict[str, Format] = {
         },
         accept=_linear_as_conv1d,
     ),
+    "tutorial": Format(  # "MLP-Mixer in PyTorch"; its class gives both norms the size C, so that it needs S = C
+        description="the tutorial's MLPMixer",
+        names={
+            "stem": "to_patch_embedding.{leaf}",
+            "blocks.{i}.token_norm": "mixer_blocks.{i}.layer_norm1.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "mixer_blocks.{i}.token_mixing.0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "mixer_blocks.{i}.token_mixing.2.{leaf}",
+            "blocks.{i}.channel_norm": "mixer_blocks.{i}.layer_norm2.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "mixer_blocks.{i}.channel_mixing.0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "mixer_blocks.{i}.channel_mixing.2.{leaf}",
+            "norm": "layer_norm.{leaf}",
+            "head": "mlp_head.0.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+        blocks=("tutorial",),
+    ),
+    "omihub": Format(  # omihub777/MLP-Mixer-CIFAR
+        description="omihub777's MLP-Mixer-CIFAR",
+        names={
+            "stem": "patch_emb.0.{leaf}",
+            "blocks.{i}.token_norm": "mixer_layers.{i}.mlp1.ln.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "mixer_layers.{i}.mlp1.fc1.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "mixer_layers.{i}.mlp1.fc2.{leaf}",
+            "blocks.{i}.channel_norm": "mixer_layers.{i}.mlp2.ln.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "mixer_layers.{i}.mlp2.fc1.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "mixer_layers.{i}.mlp2.fc2.{leaf}",
+            "norm": "ln.{leaf}",
+            "head": "clf.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+        layouts={"blocks.{i}.token_mixing.fc1": CONV1D, "blocks.{i}.token_mixing.fc2": CONV1D},
+    ),
+    "jeonsworld": Format(  # jeonsworld/MLP-Mixer-Pytorch, models/modeling.py
+        description="jeonsworld's MLP-Mixer-Pytorch",
+        names={
+            "stem": "stem.{leaf}",
+            "blocks.{i}.token_norm": "layer.{i}.pre_norm.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "layer.{i}.token_mlp_block.fc0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "layer.{i}.token_mlp_block.fc1.{leaf}",
+            "blocks.{i}.channel_norm": "layer.{i}.post_norm.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "layer.{i}.channel_mlp_block.fc0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "layer.{i}.channel_mlp_block.fc1.{leaf}",
+            "norm": "pre_head_ln.{leaf}",
+            "head": "head.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-6, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+    ),
+    "mmpretrain": Format(  # mmpretrain/models/backbones/mlp_mixer.py, with the FFN and the PatchEmbed of mmcv
+        description="mmpretrain's ImageClassifier of MlpMixer and LinearClsHead",
+        names={
+            "stem": "backbone.patch_embed.projection.{leaf}",
+            "blocks.{i}.token_norm": "backbone.layers.{i}.ln1.{leaf}",
+            "blocks.{i}.token_mixing.fc1": "backbone.layers.{i}.token_mix.layers.0.0.{leaf}",
+            "blocks.{i}.token_mixing.fc2": "backbone.layers.{i}.token_mix.layers.1.{leaf}",
+            "blocks.{i}.channel_norm": "backbone.layers.{i}.ln2.{leaf}",
+            "blocks.{i}.channel_mixing.fc1": "backbone.layers.{i}.channel_mix.layers.0.0.{leaf}",
+            "blocks.{i}.channel_mixing.fc2": "backbone.layers.{i}.channel_mix.layers.1.{leaf}",
+            "norm": "backbone.ln1.{leaf}",
+            "head": "head.fc.{leaf}",
+        },
+        details={"gelu": "exact", "layer_norm_epsilon": 1e-5, "init": "pytorch"},
+        suffixes=_TORCH_SUFFIXES,
+    ),
 }
-# What can stand before the names of the weights; beside them lies what training needs, such as the optimizer's state.
-WRAPPINGS = ("", "params/", "params/params/", "target/", "target/params/", "opt/target/", "optimizer/target/")
 
 
 def to_format(weights: ModelWeights, format: str) -> dict[str, np.ndarray]:
@@ -214,8 +298,9 @@ def to_format(weights: ModelWeights, format: str) -> dict[str, np.ndarray]:
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
     if weights.config.block not in FORMATS[format].blocks:
-        raise UserError(
-            f"the {format} format has no tutorial block, whose first half normalises over the patches: "
-            "write it as canonical."
-        )
+        half = {
+            "tutorial": "tutorial block, whose first half normalises over the patches",
+            "mixer": "mixer block, whose first half mixes the patches",
+        }
+        raise UserError(f"the {format} format has no {half[weights.config.block]}: write it as canonical.")
     return FORMATS[format].to_file(weights.arrays, weights.config.num_blocks)

@@ -7,12 +7,17 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
+from mixer_common.errors import UserError
 from mixer_common.weights.reading import incomplete_file, widen_bfloat16
 
 # Flax's extension types, and the key by which it marks an array that was too large for one and was split.
 _NDARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
 MAX_CHUNK_BYTES = 2**30
+
+
+class _UnknownNumbers(Exception):
+    """Numbers of a type that NumPy does not know; its text is the type's name."""
 
 
 def read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
@@ -36,6 +41,11 @@ def read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
         if unpacker.tell() != size:
             raise ValueError(f"{size - unpacker.tell()} bytes follow the end")
         return dict(_leaves(tree, ""))
+    except _UnknownNumbers as error:
+        raise UserError(
+            f"{path} holds numbers of the type {error}: expected floating-point numbers of 16 bits or more; convert "
+            "them first."
+        ) from None
     except (
         ValueError,
         TypeError,
@@ -61,13 +71,16 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _unpack_extension(code: int, data: bytes) -> Any:
-    """The array or the scalar in one of Flax's extension types."""
+    """The array or the scalar in one of Flax's extension types. Raises _UnknownNumbers for those NumPy cannot hold."""
     if code not in (_NDARRAY, _SCALAR):
         return None
     shape, dtype, values = msgpack.unpackb(data, raw=True)
     if dtype == b"bfloat16":
         return widen_bfloat16(np.frombuffer(values, "<u2")).reshape(shape)
-    array = np.frombuffer(values, np.dtype(dtype.decode())).reshape(shape)
+    name = dtype.decode()
+    if name.startswith(("float8", "float6_", "float4_")):
+        raise _UnknownNumbers(name)
+    array = np.frombuffer(values, np.dtype(name)).reshape(shape)
     return array if code == _NDARRAY else array[()]
 
 

@@ -1,20 +1,26 @@
 """Recognition of a Mixer in named arrays: the format by their names, the sizes by their shapes."""
 
+import contextlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.weights.canonical import ModelWeights, mismatches, with_details
-from mixer_common.weights.formats import FORMATS, NUMBER, OLDER_FLAX, WRAPPINGS, Format
+from mixer_common.weights.formats import FORMATS, Format
+from mixer_common.weights.patterns import Source, canonical_arrays, describe_names
+from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale, fold_scale, is_scale, scale_in_arrays
+from mixer_common.weights.reading import flatten, plain_array
+from mixer_common.weights.structure import NoStructure, Structure, recognise_structure
+from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights
 
-_DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
+DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
 
 # A model whose sizes all differ: where one of them stands in a shape, a file's shape has the file's size.
 _PROBE = ModelConfig(
@@ -23,44 +29,62 @@ _PROBE = ModelConfig(
 _PROBE_STEM = 3 * _PROBE.patch_size**2  # the input of a stem that is a linear layer
 
 
-class _Recognised(NamedTuple):
-    """The format of some arrays, and the model's depth."""
-
-    format: str
-    table: Format
-    prefix: str  # before every name
-    num_blocks: int
-
-
-def recognise_weights(arrays: Mapping[str, np.ndarray], origin: str, **details: Any) -> ModelWeights:
+def recognise_weights(
+    arrays: Mapping[str, Any],
+    origin: str,
+    prefer: str | None = None,
+    pixels: PixelScale | None = None,
+    without_head: bool = False,
+    names: Mapping[str, Source] | None = None,
+    **details: Any,
+) -> ModelWeights:
     """The model in a file's arrays, in whichever of FORMATS it is; `origin` names the file in errors.
 
-    Both Flax formats have the same names; they are read as "npz". Dtypes stay, and the arrays are views.
+    arrays: flat, or a nested dict, whose names are joined by slashes; of NumPy, JAX or PyTorch. Before the names may
+    stand any prefix. Both Flax formats have the same names; they are read as "npz". Dtypes stay, but bfloat16, which
+    NumPy lacks, becomes float32; the arrays are views where nothing is computed.
+    prefer: which of several sets of weights is read; see wrapping.choose_weights.
+    pixels: the scale of the pixels that they were made for; None: the arrays' own, or this project's.
+    names: names and layouts that the user states; see patterns.read_names. Where no table knows the names, the
+    structure decides; see structure.recognise_structure.
+    without_head: where the head is missing, make one of zeros for one class, for others to replace.
     details: gelu, layer_norm_epsilon, block and image_size state what the arrays do not tell; image_size, height and
     width, which image the patches stand for, where it is not the most nearly square one.
 
     Raises UserError where the arrays are no Mixer, with one list of all that is missing, extra, misshapen
     or not floating-point, and where the details do not fit.
     """
-    if unknown := details.keys() - set(_DETAILS):
+    if unknown := details.keys() - set(DETAILS):
         raise TypeError(f"no details of weights: {sorted(unknown)}")
-    format, table, prefix, num_blocks = _recognise_format(arrays, origin)
-    found = {name: table.accept(name, np.asarray(array)) for name, array in arrays.items() if name.startswith(prefix)}
-    if details.get("block") == "tutorial" and "tutorial" not in table.blocks:
-        raise UserError(
-            f"{origin} is in the {format} format, which has the mixer block only: leave out the tutorial's."
-        )
-    blocks = [details["block"]] if "block" in details else table.blocks
-    candidates = []
-    for block in blocks:
-        config = _infer_config(table, prefix, found, num_blocks, block)
-        candidates.append((mismatches(found, _file_shapes(table, prefix, config)), config))
-    wrong, config = min(candidates, key=lambda candidate: len(candidate[0]))
-    wrong += [
-        f"{name} holds {array.dtype} instead of floating-point numbers"
-        for name, array in found.items()
-        if array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64)
-    ]
+    arrays = flatten(arrays)
+    sets = find_weights(list(arrays))
+    if names or not sets:
+        return _by_structure(arrays, origin, prefer, pixels, without_head, names or {}, details)
+    wrapped, choice = choose_weights(sets, prefer, origin)
+    format, table, prefix, num_blocks, _ = wrapped
+    if details.get("block", table.blocks[0]) not in table.blocks:
+        own, other = ("mixer", "tutorial's") if table.blocks == ("mixer",) else ("tutorial's", "mixer")
+        raise UserError(f"{origin} is in the {format} format, which has the {own} block only: leave out the {other}.")
+    found = _arrays_of(arrays, wrapped, sets)
+    notes = [choice] if choice else []
+    if buffers := scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin):
+        scale, buffer_names = buffers
+        found = {name: array for name, array in found.items() if name not in buffer_names}
+        if pixels is None:
+            pixels = scale
+            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
+    head = [prefix + table.file_name(name, num_blocks) for name in ("head.weight", "head.bias")]
+    has_head = any(name in found for name in head)
+    if not has_head:
+        found |= _zero_head(table, found, prefix, num_blocks)
+    config, wrong, block_is_told = _find_config(table, prefix, found, num_blocks, details.get("block"))
+    if not has_head and not (without_head and not wrong):
+        if not wrong:
+            raise UserError(
+                f"{origin} holds the weights of a Mixer without its head ({' and '.join(head)}): state the number of "
+                "classes, --num-classes, to give it a head of zeros."
+            )
+        wrong = [f"{name} is missing" for name in head] + wrong
     if wrong:
         raise UserError(
             f"{origin} does not fit a Mixer of {num_blocks} blocks in the {format} format: {'; '.join(wrong)}."
@@ -70,56 +94,118 @@ def recognise_weights(arrays: Mapping[str, np.ndarray], origin: str, **details: 
         array = found[prefix + table.file_name(name, num_blocks)]
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         canonical[name] = table.from_file(name, array, shape)
-    assumed = ["gelu", "layer_norm_epsilon", "image_size"]
-    if len(candidates) == 2 and not any(wrong for wrong, _ in candidates):  # as many patches as channels
-        assumed.append("block")
-    weights = ModelWeights(config, canonical, format, tuple(name for name in assumed if name not in details))
-    return with_details(weights, origin, **details)
+    assumed = [name for name in ("gelu", "layer_norm_epsilon", "image_size") if name not in details]
+    assumed += [] if block_is_told else ["block"]
+    assumed += ["pixels"] if pixels is None else []
+    weights = ModelWeights(config, canonical, format, tuple(assumed), tuple(notes), has_head=has_head)
+    return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
 
 
-def _recognise_format(names: Iterable[str], origin: str) -> _Recognised:
-    """The format, prefix and depth whose names most of the given names are. Raises UserError where none are."""
-    best, most = None, 0
-    for prefix in WRAPPINGS:
-        inner = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        for format, table in (*FORMATS.items(), ("npz", OLDER_FLAX)):
-            if num_blocks := _count_blocks(table, inner):
-                expected = table.file_shapes(replace(_PROBE, num_blocks=num_blocks)).keys()
-                if len(inner & expected) > most:
-                    best, most = _Recognised(format, table, prefix, num_blocks), len(inner & expected)
-    if best is None:
-        some = ", ".join(list(names)[:4]) or "none"
-        raise UserError(
-            f"{origin} holds no MLP-Mixer in any format known ({', '.join(FORMATS)}): no token mixing among "
-            f"its arrays, which begin with {some}; name the weights of a Mixer."
-        )
-    return best
+def _by_structure(
+    arrays: Mapping[str, Any],
+    origin: str,
+    prefer: str | None,
+    pixels: PixelScale | None,
+    without_head: bool,
+    names: Mapping[str, Source],
+    details: dict[str, Any],
+) -> ModelWeights:
+    """The model in arrays whose names no table knows."""
+    notes = []
+    if buffers := scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin):
+        scale, buffer_names = buffers
+        arrays = {name: array for name, array in arrays.items() if name not in buffer_names}
+        if pixels is None:
+            pixels = scale
+            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
+    arrays = {name: array for name, array in arrays.items() if re.split(r"[./\\]", name)[-1] != "n_averaged"}
+    sets = _sets_by_structure({name: tuple(np.shape(a)) for name, a in arrays.items()}, origin, details, names)
+    if not sets:
+        if names:
+            raise UserError(f"{origin} holds no Mixer whose names are as stated: check them and their layouts.")
+        raise _no_mixer(arrays, origin)
+    wrapped = [WrappedWeights("structure", FORMATS["canonical"], prefix, 0, 0) for prefix in sets]
+    chosen, choice = choose_weights(wrapped, prefer, origin)
+    structure = sets[chosen.prefix]
+    notes += [choice] if choice else []
+    plain = {source.name: plain_array(arrays[source.name]) for source in structure.names.values()}
+    if wrong := [f"{name} holds {array.dtype}" for name, array in plain.items() if array.dtype.kind != "f"]:
+        raise UserError(f"{origin}: {'; '.join(wrong)} instead of floating-point numbers.")
+    plain = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in plain.items()}
+    config = structure.config
+    notes += [f"by its structure: {line}" for line in describe_names(structure.names, config)]
+    assumed = [name for name in ("gelu", "layer_norm_epsilon", "image_size") if name not in details]
+    assumed += [] if structure.block_is_told else ["block"]
+    assumed += ["pixels"] if pixels is None else []
+    canonical = canonical_arrays(plain, structure.names, config)
+    weights = ModelWeights(config, canonical, "structure", tuple(assumed), tuple(notes), structure.names)
+    return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
 
 
-def _count_blocks(table: Format, names: set[str]) -> int:
-    """The highest number of a block + 1, so that a lost block is missed; 0 where nothing mixes tokens."""
-    numbers = {
-        layer: _numbers(template, names) for layer, template in table.names.items() if layer.startswith("blocks.")
-    }
-    if not any(blocks for layer, blocks in numbers.items() if "token_mixing" in layer):
-        return 0
-    counts = [block + 1 for blocks in numbers.values() for block in blocks]
-    # The head's number, if it has one, tells how many blocks there were, even if the last is lost.
-    counts += _numbers(table.names["head"], names)
-    # More blocks than arrays is no lost block but a stray name.
-    return max((count for count in counts if count <= len(names)), default=0)
+def _sets_by_structure(
+    shapes: Mapping[str, tuple[int, ...]], origin: str, details: Mapping[str, Any], names: Mapping[str, Source]
+) -> dict[str, Structure]:
+    """The models in arrays of these shapes: of all of them, or else of those under each first part of the names; by
+    that part with its separator. Raises UserError as recognise_structure does."""
+    heads = [match[0] for name in shapes if (match := re.match(r"[^./\\]*[./\\]", name))]
+    for prefixes in ([""], list(dict.fromkeys(heads))):
+        sets = {}
+        for prefix in prefixes:
+            inner = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+            with contextlib.suppress(NoStructure):
+                sets[prefix] = recognise_structure(inner, origin, details.get("block"), names)
+        if sets:
+            return sets
+    return {}
 
 
-def _numbers(template: str, names: set[str]) -> list[int]:
-    """The number of the block, or of blocks, in each name that the template of a format can make."""
-    number = NUMBER.search(template)
-    if number is None:
-        return []
-    before, after = (
-        re.escape(part).replace(r"\{leaf\}", r"\w+?") for part in (template[: number.start()], template[number.end() :])
+def _no_mixer(names: Iterable[str], origin: str) -> UserError:
+    some = ", ".join(list(names)[:4]) or "none"
+    return UserError(
+        f"{origin} holds no MLP-Mixer in any format known ({', '.join(FORMATS)}): no token mixing among "
+        f"its arrays, which begin with {some}; name the weights of a Mixer."
     )
-    pattern = re.compile(rf"{before}(\d{{1,9}}){after}")
-    return [int(match[1]) - int(number[2] or 0) for name in names if (match := pattern.fullmatch(name))]
+
+
+def _arrays_of(
+    arrays: Mapping[str, Any], wrapped: WrappedWeights, sets: Sequence[WrappedWeights]
+) -> dict[str, np.ndarray]:
+    """The arrays of one of several sets, as NumPy's, in the shapes that are usual in its format."""
+    others = tuple(each.prefix for each in sets if each is not wrapped and each.prefix.startswith(wrapped.prefix))
+    return {
+        name: wrapped.table.accept(name, plain_array(array))
+        for name, array in arrays.items()
+        if name.startswith(wrapped.prefix)
+        and not name.startswith(others)
+        and re.split(r"[./\\]", name)[-1] != "n_averaged"  # torch's AveragedModel counts in it
+    }
+
+
+def _zero_head(table: Format, found: Mapping[str, np.ndarray], prefix: str, num_blocks: int) -> dict[str, np.ndarray]:
+    """A head of zeros for one class, in the layout and the dtype of the other arrays."""
+    config = replace(_infer_config(table, prefix, found, num_blocks, table.blocks[0]), num_classes=1)
+    dtype = next(iter(found.values())).dtype
+    shapes = _file_shapes(table, prefix, config)
+    names = [prefix + table.file_name(name, num_blocks) for name in ("head.weight", "head.bias")]
+    return {name: np.zeros(shapes[name], dtype) for name in names}
+
+
+def _find_config(
+    table: Format, prefix: str, found: Mapping[str, np.ndarray], num_blocks: int, block: str | None
+) -> tuple[ModelConfig, list[str], bool]:
+    """The config that fits best, what does not fit it, and whether the arrays or `block` tell the block."""
+    candidates = []
+    for each in [block] if block else table.blocks:
+        config = _infer_config(table, prefix, found, num_blocks, each)
+        candidates.append((mismatches(found, _file_shapes(table, prefix, config)), config))
+    wrong, config = min(candidates, key=lambda candidate: len(candidate[0]))
+    block_is_told = len(candidates) == 1 or any(wrong for wrong, _ in candidates)  # no: as many patches as channels
+    not_floating = [
+        f"{name} holds {array.dtype} instead of floating-point numbers"
+        for name, array in found.items()
+        if array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64)
+    ]
+    return config, wrong + not_floating, block_is_told
 
 
 def _file_shapes(table: Format, prefix: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:

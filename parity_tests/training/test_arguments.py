@@ -77,7 +77,7 @@ def test_given_weights_are_read_once_and_bring_their_model(monkeypatch, tmp_path
     weights = random_weights(config)
     save_weights(tmp_path / "start", ModelWeights(config, weights, "canonical"), "canonical")
     read = []
-    monkeypatch.setattr(module, "load_weights", lambda path: read.append(path) or load_weights(path))
+    monkeypatch.setattr(module, "load_weights", lambda path, **options: read.append(path) or load_weights(path))
     arguments, given = parse(monkeypatch, "--init-from", tmp_path / "start", "--gelu", "exact")
     assert read == [tmp_path / "start"]
     assert (arguments.model, arguments.config) == ("nano", replace(config, gelu="exact"))

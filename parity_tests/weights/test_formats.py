@@ -42,6 +42,11 @@ def empty_weights(config: ModelConfig) -> ModelWeights:
     )
 
 
+def in_block_of(format: str, config: ModelConfig) -> ModelConfig:
+    """The config with a block that the format has."""
+    return config if config.block in FORMATS[format].blocks else replace(config, block=FORMATS[format].blocks[0])
+
+
 def older_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The authors' tree as they first named it, with their singleton axes."""
     older = {}
@@ -114,7 +119,7 @@ def check_their_model(model: torch.nn.Module, format: str, folder, **details) ->
 def test_timm_s_models(tmp_path, name):
     weights = check_their_model(timm.create_model(f"mixer_{name}_224", pretrained=False), "timm", tmp_path)
     assert weights.config == replace(MODELS[name], gelu="exact", layer_norm_epsilon=1e-6, init="pytorch")
-    assert weights.assumed == ("gelu", "layer_norm_epsilon", "image_size")
+    assert weights.assumed == ("gelu", "layer_norm_epsilon", "image_size", "pixels")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +189,8 @@ def test_a_stated_detail_changes_the_function(tmp_path):
 def test_the_paper_s_models_are_recognised_by_their_shapes(name, parameters):
     weights = empty_weights(MODELS[name])
     for format in FORMATS:
+        if format == "tutorial":  # the paper's models have the other block
+            continue
         arrays = to_format(weights, format)
         assert sum(array.size for array in arrays.values()) == parameters
         found = recognise_weights(arrays, "here")
@@ -265,6 +272,7 @@ SIZES = st.integers(1, 12)
     st.sampled_from(list(FORMATS)),
 )
 def test_any_size_is_found_again(config, format):
+    config = in_block_of(format, config)
     weights = ModelWeights(config, initial_weights(config, 0), "canonical")
     height, width = config.image_size
     found = recognise_weights(to_format(weights, format), "here", image_size=(height, width))
@@ -294,7 +302,7 @@ def test_a_new_head_is_zero():
 
 def test_all_that_does_not_fit_is_listed_in_the_file_s_names():
     for format in FORMATS:
-        arrays = to_format(model_weights(replace(SMALL, num_blocks=4)), format)
+        arrays = to_format(model_weights(in_block_of(format, replace(SMALL, num_blocks=4))), format)
         names = list(arrays)
         lost, cut, whole = (
             next(name for name in names if name.rsplit("/" if "/" in name else ".", 1)[0] == layer)
@@ -322,14 +330,30 @@ def _layers_of(format: str) -> tuple[str, str, str]:
         "canonical": ("blocks.1.token_mixing.fc1", "blocks.2.channel_mixing.fc1", "norm"),
         "timm": ("blocks.1.mlp_tokens.fc1", "blocks.2.mlp_channels.fc1", "norm"),
         "lucidrains": ("3.0.fn.0", "4.1.fn.0", "6"),
+        "tutorial": ("mixer_blocks.1.token_mixing.0", "mixer_blocks.2.channel_mixing.0", "layer_norm"),
+        "omihub": ("mixer_layers.1.mlp1.fc1", "mixer_layers.2.mlp2.fc1", "ln"),
+        "jeonsworld": ("layer.1.token_mlp_block.fc0", "layer.2.channel_mlp_block.fc0", "pre_head_ln"),
+        "mmpretrain": (
+            "backbone.layers.1.token_mix.layers.0.0",
+            "backbone.layers.2.channel_mix.layers.0.0",
+            "backbone.ln1",
+        ),
     }.get(format, ("MixerBlock_1/token_mixing/Dense_0", "MixerBlock_2/channel_mixing/Dense_0", "pre_head_layer_norm"))
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_lost_block_is_missed(format, block):
-    arrays = to_format(model_weights(replace(SMALL, num_blocks=3)), format)
-    parts = {"lucidrains": f"{block + 2}.", "npz": f"MixerBlock_{block}/", "msgpack": f"MixerBlock_{block}/"}
+    arrays = to_format(model_weights(in_block_of(format, replace(SMALL, num_blocks=3))), format)
+    parts = {
+        "lucidrains": f"{block + 2}.",
+        "npz": f"MixerBlock_{block}/",
+        "msgpack": f"MixerBlock_{block}/",
+        "tutorial": f"mixer_blocks.{block}.",
+        "omihub": f"mixer_layers.{block}.",
+        "jeonsworld": f"layer.{block}.",
+        "mmpretrain": f"backbone.layers.{block}.",
+    }
     lost = [name for name in arrays if name.startswith(parts.get(format, f"blocks.{block}."))]
     rest = {name: array for name, array in arrays.items() if name not in lost}
     if block == 2 and format != "lucidrains":  # nothing tells that there was a third
@@ -350,7 +374,7 @@ def test_bytes_in_the_other_order_are_swapped():
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("format", FORMATS)
 def test_images_have_three_channels(format, channels):
-    weights = model_weights(TINY)
+    weights = model_weights(in_block_of(format, TINY))
     weights.arrays["stem.weight"] = np.zeros((64, channels, 4, 4), np.float32)
     with pytest.raises(UserError, match="has shape"):
         recognise_weights(to_format(weights, format), "here")

@@ -1,0 +1,401 @@
+"""Recognition of a Mixer whose names no table knows, by the shapes and the order of its arrays.
+
+A module is what stands before the last separator of a name; it holds a matrix and perhaps a bias, or the one or two
+vectors of a norm. The number that repeats the same shapes is that of the block. Every assignment of the modules to the
+roles in a block is tried against the shapes. Where several fit, words in the names decide, then the parent that a norm
+shares with its MLP, then the order, if the file keeps the one in which the model was built.
+"""
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
+from mixer_common.errors import UserError
+from mixer_common.weights.patterns import Source
+
+Shapes = Mapping[str, tuple[int, ...]]
+_SEPARATOR = re.compile(r"[./\\]")
+_BIASES = re.compile(r"(?i)(bias|beta|b|shift|offset)\d*$")
+_CLASS_TOKEN = re.compile(r"(?i)(cls|class)_?(token|tok|embed)")
+# Words that tell the roles of modules where their shapes do not.
+_WORDS = {
+    "token": re.compile(r"(?i)tok|patch|spatial|seq"),
+    "channel": re.compile(r"(?i)chan|feat"),
+    "first": re.compile(r"(?i)pre|first|before|up|expand|in(?![a-z])|[^a-z]a(?![a-z])"),
+    "second": re.compile(r"(?i)post|second|after|down|reduce|out|[^a-z]b(?![a-z])"),
+    "stem": re.compile(r"(?i)stem|patch|emb"),
+    "head": re.compile(r"(?i)head|clas|clf|logit|fc"),
+}
+_ROLES = (
+    "token_norm",
+    "token_mixing.fc1",
+    "token_mixing.fc2",
+    "channel_norm",
+    "channel_mixing.fc1",
+    "channel_mixing.fc2",
+)
+
+
+@dataclass(frozen=True)
+class _Module:
+    path: str
+    weight: str  # the name of its matrix, or of a norm's scale
+    shape: tuple[int, ...]  # of the weight
+    bias: str | None
+    bias_size: int | None
+    place: int  # in the file
+
+    @property
+    def is_norm(self) -> bool:
+        return len(self.shape) == 1
+
+
+class Structure(NamedTuple):
+    """A model found in named arrays."""
+
+    config: ModelConfig
+    names: dict[str, Source]
+    block_is_told: bool
+
+
+def recognise_structure(shapes: Shapes, origin: str, block: str | None, given: Mapping[str, Source]) -> Structure:
+    """The model in arrays of these shapes, in the file's order.
+
+    block: the block that the user states. given: names and layouts that the user states; see patterns.read_names.
+    Raises UserError where there is no Mixer, a class token, or more than one mapping.
+    """
+    tokens = [name for name, shape in shapes.items() if _is_class_token(name, shape)]
+    found = _structures({name: shape for name, shape in shapes.items() if name not in tokens}, block, given)
+    if not found:
+        raise NoStructure
+    if tokens:
+        raise UserError(
+            f"{origin} holds {tokens[0]} of shape {shapes[tokens[0]]}, a class token, which no Mixer has here: a Mixer "
+            "averages its tokens; name the weights of one that does."
+        )
+    told = [structure for structure in found if structure.config.block == found[0].config.block]
+    if len(told) > 1:
+        raise UserError(
+            f"{origin} can be read in {len(told)} ways that its shapes and names do not tell apart: "
+            f"{_difference(told[0], told[1])}; state the right one in a TOML file, --names, with lines such as "
+            f"{_toml_line(told[0], told[1])}."
+        )
+    return found[0]._replace(block_is_told=block is not None or len(found) == 1)
+
+
+class NoStructure(Exception):
+    """The arrays are those of no Mixer."""
+
+
+def _is_class_token(name: str, shape: tuple[int, ...]) -> bool:
+    return bool(_CLASS_TOKEN.search(name)) or (len(shape) == 3 and shape[:2] == (1, 1) and shape[2] > 1)
+
+
+def _structures(shapes: Shapes, block: str | None, given: Mapping[str, Source]) -> list[Structure]:
+    """Every model that fits the shapes, the words, and the order; those of the mixer block first."""
+    modules = _modules(shapes)
+    if modules is None:
+        return []
+    ordered = list(shapes) != sorted(shapes)  # a sorted file does not tell how the model was built
+    found: list[Structure] = []
+    for blocks, rest in _blocks(modules):
+        for kind in [block] if block else ["mixer", "tutorial"]:
+            fitting = [
+                structure
+                for transposed in (False, True)
+                for ends in _ends(rest, transposed)
+                for structure in _fitting(blocks, ends, kind, transposed, shapes)
+                if _agrees(structure, given)
+            ]
+            found += _likeliest(fitting, modules, ordered)
+        if found:
+            return found
+    return found
+
+
+def _modules(shapes: Shapes) -> list[_Module] | None:
+    """The modules of the arrays in the order of the file; None where one is no matrix with a bias, and no norm."""
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for name in shapes:
+        parts = list(_SEPARATOR.finditer(name))
+        grouped[name[: parts[-1].start()] if parts else ""].append(name)
+    modules = []
+    for place, (path, names) in enumerate(grouped.items()):
+        vectors = [name for name in names if sum(size != 1 for size in shapes[name]) <= 1 and len(shapes[name]) < 2]
+        matrices = [name for name in names if name not in vectors]
+        if len(names) > 2 or len(matrices) > 1:
+            return None
+        if len(vectors) == 2 and _BIASES.search(vectors[0]) and not _BIASES.search(vectors[1]):
+            vectors.reverse()
+        weight, *biases = matrices + vectors
+        bias = biases[0] if biases else None
+        modules.append(_Module(path, weight, shapes[weight], bias, shapes[bias][0] if bias else None, place))
+    return modules
+
+
+def _blocks(modules: Sequence[_Module]) -> Iterator[tuple[list[list[_Module]], list[_Module]]]:
+    """The modules of each block, and the rest, for every number in the names that can be the block's; most blocks
+    first."""
+    families: dict[tuple[str, str], dict[int, _Module]] = defaultdict(dict)
+    keys: dict[str, list[tuple[int, tuple[str, str]]]] = defaultdict(list)
+    for module in modules:
+        for digits in re.finditer(r"\d{1,9}", module.path):
+            key = module.path[: digits.start()], module.path[digits.end() :]
+            families[key][int(digits[0])] = module
+            keys[module.path].append((int(digits[0]), key))
+    alike = {
+        key: tuple(sorted(family))
+        for key, family in families.items()
+        if len({(module.shape, module.bias_size) for module in family.values()}) == 1
+    }
+    for numbers in sorted(set(alike.values()), key=len, reverse=True):
+        if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
+            continue
+        # Of several numbers in a name, the first that can be the block's is.
+        of_block = {
+            path: next((number for number, key in found if alike.get(key) == numbers), None)
+            for path, found in keys.items()
+        }
+        blocks = [[module for module in modules if of_block.get(module.path) == number] for number in numbers]
+        if all(len(block) == len(_ROLES) for block in blocks):
+            yield blocks, [module for module in modules if of_block.get(module.path) is None]
+
+
+class _Ends(NamedTuple):
+    """The modules before and after the blocks, and the sizes that they tell."""
+
+    stem: _Module
+    stem_pattern: str
+    norm: _Module
+    head: _Module
+    head_pattern: str
+    hidden_dim: int
+    patch_size: int
+    num_classes: int
+
+
+def _ends(rest: Sequence[_Module], transposed: bool) -> Iterator[_Ends]:
+    """Every way to take the rest as stem, norm and head."""
+    norms, matrices = [m for m in rest if m.is_norm], [m for m in rest if not m.is_norm]
+    if len(norms) != 1 or len(matrices) != 2:
+        return
+    (norm,) = norms
+    C = norm.shape[0]
+    for stem, head in itertools.permutations(matrices):
+        for head_pattern in _linear_patterns(head, transposed):
+            sizes = _sizes(head, head_pattern)
+            if sizes is None or sizes[1] != C or not _bias_fits(head, sizes[0]):
+                continue
+            for stem_pattern, patch in _stem_patterns(stem, C, transposed):
+                if _bias_fits(stem, C) and _bias_fits(norm, C):
+                    yield _Ends(stem, stem_pattern, norm, head, head_pattern, C, patch, sizes[0])
+
+
+def _stem_patterns(stem: _Module, C: int, transposed: bool) -> Iterator[tuple[str, int]]:
+    """The layouts that a stem can have, and the side of its patches."""
+    shape = stem.shape
+    if len(shape) == 4:
+        if not transposed and shape[:2] == (C, 3) and shape[2] == shape[3]:
+            yield "o i h w", shape[2]
+        if transposed and shape[2:] == (3, C) and shape[0] == shape[1]:
+            yield "h w i o", shape[0]
+    elif len(shape) == 2:
+        out, pixels = shape[::-1] if transposed else shape
+        patch = math.isqrt(pixels // 3)
+        if out == C and 3 * patch**2 == pixels and patch:
+            for order in ("h w i", "i h w") if patch > 1 else ("h w i",):
+                yield (f"({order}) o" if transposed else f"o ({order})"), patch
+
+
+def _linear_patterns(module: _Module, transposed: bool) -> list[str]:
+    """The layouts of a linear layer with so many axes; transposed: input first, as Flax has it."""
+    patterns = ("i o", "1 i o", "1 1 i o") if transposed else ("o i", "o i 1", "o i 1 1")
+    return [pattern for pattern in patterns if len(pattern.split()) == len(module.shape)]
+
+
+def _sizes(module: _Module, pattern: str) -> tuple[int, int] | None:
+    """Out and in of a linear layer; None where an axis that must be 1 is not."""
+    sizes = dict(zip(pattern.split(), module.shape, strict=True))
+    ones = [size for axis, size in zip(pattern.split(), module.shape, strict=True) if axis == "1"]
+    return (sizes["o"], sizes["i"]) if all(size == 1 for size in ones) else None
+
+
+def _bias_fits(module: _Module, size: int) -> bool:
+    return module.bias_size in (None, size)
+
+
+def _fitting(
+    blocks: Sequence[Sequence[_Module]], ends: _Ends, kind: str, transposed: bool, shapes: Shapes
+) -> Iterator[Structure]:
+    """Every assignment of a block's modules to its roles that fits the shapes."""
+    C, first = ends.hidden_dim, blocks[0]
+    norms = [i for i, module in enumerate(first) if module.is_norm]
+    matrices = [i for i, module in enumerate(first) if not module.is_norm]
+    if len(norms) != 2:
+        return
+    linear: dict[int, tuple[str, tuple[int, int]]] = {}
+    for i in matrices:
+        for pattern in _linear_patterns(first[i], transposed):
+            if (sizes := _sizes(first[i], pattern)) and _bias_fits(first[i], sizes[0]):
+                linear[i] = pattern, sizes
+    if len(linear) != 4:
+        return
+    for (n1, n2), (t1, t2, c1, c2) in itertools.product(
+        itertools.permutations(norms), itertools.permutations(matrices)
+    ):
+        (T, width), (D, channels) = linear[t1][1], linear[c1][1]
+        S = first[n1].shape[0] if kind == "tutorial" else width
+        if (
+            linear[t2][1] == (width, T)
+            and linear[c2][1] == (channels, D)
+            and channels == C
+            and first[n2].shape == (C,)
+            and (width == C if kind == "tutorial" else first[n1].shape == (C,))
+            and _bias_fits(first[n1], first[n1].shape[0])
+            and _bias_fits(first[n2], C)
+        ):
+            order = (n1, t1, t2, n2, c1, c2)
+            yield _structure(blocks, order, {i: pattern for i, (pattern, _) in linear.items()}, ends, kind, (S, T, D))
+
+
+def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int, int, int]) -> Structure:
+    """The config and the names of one assignment."""
+    S, T, D = sizes
+    rows = next(rows for rows in range(math.isqrt(S), 0, -1) if S % rows == 0)
+    flax = "i o" in ends.head_pattern
+    own: dict[str, Any] = {
+        "block": kind,
+        "gelu": "tanh" if flax else "exact",
+        "layer_norm_epsilon": 1e-6 if flax else 1e-5,
+        "init": "flax" if flax else "pytorch",
+    }
+    config = ModelConfig(
+        image_size=ImageSize(rows * ends.patch_size, S // rows * ends.patch_size),
+        patch_size=ends.patch_size,
+        num_classes=ends.num_classes,
+        hidden_dim=ends.hidden_dim,
+        num_blocks=len(blocks),
+        tokens_mlp_dim=T,
+        channels_mlp_dim=D,
+        **own,
+    )
+    modules = {"stem": (ends.stem, ends.stem_pattern), "norm": (ends.norm, "o"), "head": (ends.head, ends.head_pattern)}
+    for number, block in enumerate(blocks):
+        for role, i in zip(_ROLES, order, strict=True):
+            modules[f"blocks.{number}.{role}"] = block[i], patterns.get(i, "o")
+    names = {}
+    for name in weight_shapes(config):
+        module, pattern = modules[name.rpartition(".")[0]]
+        if name.endswith(".weight"):
+            names[name] = Source(module.weight, pattern)
+        elif module.bias:
+            names[name] = Source(module.bias, "o")
+    return Structure(config, names, True)
+
+
+def _agrees(structure: Structure, given: Mapping[str, Source]) -> bool:
+    """Whether a structure has the names and the layouts that the user states."""
+    for name, source in given.items():
+        for i in range(structure.config.num_blocks) if "{i}" in name else [0]:
+            found = structure.names.get(name.replace("{i}", str(i)))
+            if found is None or source.pattern not in ("", found.pattern):
+                return False
+            # Their number may begin at another one than ours.
+            if re.sub(r"\d+", "#", source.name.replace("{i}", "0")) != re.sub(r"\d+", "#", found.name):
+                return False
+            if "{i}" not in name and source.name != found.name:
+                return False
+    return True
+
+
+def _likeliest(found: list[Structure], modules: Sequence[_Module], ordered: bool) -> list[Structure]:
+    """Those that the words in the names favour, then those whose norms lie beside their MLPs, then those whose order
+    is that of the file."""
+    place = {module.weight: module.place for module in modules}
+    for score in (_words, _shared_parents, *([lambda s: _order(s, place)] if ordered else []), _numbers):
+        if len(found) > 1:
+            best = max(map(score, found))
+            found = [structure for structure in found if score(structure) == best]
+    return found
+
+
+def _words(structure: Structure) -> int:
+    """How many roles the words in the names confirm, less those that they deny."""
+    names, score = structure.names, 0
+    pairs = [("stem.weight", "stem", "head"), ("head.weight", "head", "stem")]
+    for role in _ROLES:
+        mine, other = ("token", "channel") if role.startswith("token") else ("channel", "token")
+        pairs.append((f"blocks.0.{role}.weight", mine, other))
+        if role.endswith("norm"):
+            first, second = ("first", "second") if role == "token_norm" else ("second", "first")
+        else:
+            first, second = ("first", "second") if role.endswith("fc1") else ("second", "first")
+        pairs.append((f"blocks.0.{role}.weight", first, second))
+    for name, mine, other in pairs:
+        words = names[name].name
+        if mine in ("first", "second"):
+            words = " " + _SEPARATOR.split(words.rpartition(".")[0] or words)[-1]
+        elif mine in ("token", "channel"):
+            words = re.sub(r"^.*?\d", "", words)
+        score += bool(_WORDS[mine].search(words)) - bool(_WORDS[other].search(words))
+    leaf = _SEPARATOR.split(names["head.weight"].name)[-1]
+    if leaf in ("kernel", "weight"):
+        score += (leaf == "kernel") == ("i o" in names["head.weight"].pattern)
+    return score
+
+
+def _shared_parents(structure: Structure) -> int:
+    """How long the beginnings are that each norm shares with the MLP after it."""
+    names = structure.names
+
+    def shared(a: str, b: str) -> int:
+        parts = [_SEPARATOR.split(names[f"blocks.0.{role}.weight"].name) for role in (a, b)]
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*parts, strict=False)))
+
+    return sum(
+        shared(f"{mixer}_norm", f"{mixer}_mixing.{fc}") for mixer in ("token", "channel") for fc in ("fc1", "fc2")
+    )
+
+
+def _order(structure: Structure, place: Mapping[str, int]) -> int:
+    """How many of the pairs that are built one after the other lie so in the file."""
+    places = {role: place[structure.names[f"blocks.0.{role}.weight"].name] for role in _ROLES}
+    norms, matrices = ([role for role in _ROLES if role.endswith("norm") == is_norm] for is_norm in (True, False))
+    pairs = [*itertools.combinations(norms, 2), *itertools.combinations(matrices, 2)]
+    ends = place[structure.names["stem.weight"].name] < place[structure.names["head.weight"].name]
+    return sum(places[a] < places[b] for a, b in pairs) + ends
+
+
+def _numbers(structure: Structure) -> int:
+    """How many pairs have names that differ in a number alone, the smaller first."""
+    pairs = [(_ROLES[0], _ROLES[3]), (_ROLES[1], _ROLES[2]), (_ROLES[4], _ROLES[5]), (_ROLES[1], _ROLES[4])]
+    score = 0
+    for pair in pairs:
+        a, b = (structure.names[f"blocks.0.{role}.weight"].name for role in pair)
+        if re.sub(r"\d+", "#", a) == re.sub(r"\d+", "#", b):
+            numbers = [[int(number) for number in re.findall(r"\d+", name)] for name in (a, b)]
+            score += (numbers[0] < numbers[1]) - (numbers[0] > numbers[1])
+    return score
+
+
+def _difference(a: Structure, b: Structure) -> str:
+    """The first array in which two mappings differ, with both places."""
+    name = _first_difference(a, b)
+    return " or ".join(
+        f"{name} is {structure.names[name].name} in the layout {structure.names[name].pattern!r}"
+        for structure in (a, b)
+    )
+
+
+def _toml_line(a: Structure, b: Structure) -> str:
+    name = _first_difference(a, b)
+    return f'"{name}" = {{name = "{a.names[name].name}", layout = "{a.names[name].pattern}"}}'
+
+
+def _first_difference(a: Structure, b: Structure) -> str:
+    return next(name for name in a.names if a.names[name] != b.names.get(name))
