@@ -6,6 +6,7 @@ an axis of length 1: "h w i o" is a convolution of Flax, "o (h w i)" a linear la
 Conv1d of kernel 1.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -32,30 +33,30 @@ Names = Mapping[str, Source]  # canonical name: its place; without those of bias
 
 def from_pattern(array: np.ndarray, pattern: str, shape: tuple[int, ...]) -> np.ndarray:
     """The canonical array of the canonical `shape` from a file's; a view where NumPy can make one."""
-    axes = _AXES[len(shape)]
+    own = _AXES[len(shape)]
     order = re.sub(r"[() 1]", "", pattern)
-    expanded = array.reshape([shape[axes.index(axis)] for axis in order])
-    return expanded.transpose([order.index(axis) for axis in axes])
+    expanded = array.reshape([shape[own.index(axis)] for axis in order])
+    return expanded.transpose([order.index(axis) for axis in own])
 
 
 def to_pattern(array: np.ndarray, pattern: str) -> np.ndarray:
     """The file's array from the canonical one."""
-    axes = _AXES[array.ndim]
+    own = _AXES[array.ndim]
     order = re.sub(r"[() 1]", "", pattern)
-    shape = file_shape(array.shape, pattern)
-    return array.transpose([axes.index(axis) for axis in order]).reshape(shape)
+    return array.transpose([own.index(axis) for axis in order]).reshape(file_shape(array.shape, pattern))
+
+
+def axes(pattern: str) -> list[str]:
+    """The parts of a pattern, one for each axis in the file."""
+    return re.findall(r"\([^()]*\)|\S+", pattern)
 
 
 def file_shape(shape: tuple[int, ...], pattern: str) -> tuple[int, ...]:
     """The shape in the file of a canonical array. Raises ValueError where the pattern does not fit its axes."""
-    axes = _AXES[len(shape)]
-    parts = re.findall(r"\([^()]*\)|\S+", pattern)
-    order = re.sub(r"[() 1]", "", pattern)
-    if sorted(order) != sorted(axes):
-        raise ValueError(f"the layout {pattern!r} does not name the axes {' '.join(axes)} once each")
-    return tuple(
-        int(np.prod([shape[axes.index(axis)] for axis in part if axis in axes], dtype=np.int64)) for part in parts
-    )
+    own = _AXES[len(shape)]
+    if sorted(re.sub(r"[() 1]", "", pattern)) != sorted(own):
+        raise ValueError(f"the layout {pattern!r} does not name the axes {' '.join(own)} once each")
+    return tuple(math.prod(shape[own.index(axis)] for axis in part if axis in own) for part in axes(pattern))
 
 
 def canonical_arrays(arrays: Mapping[str, np.ndarray], names: Names, config: ModelConfig) -> dict[str, np.ndarray]:

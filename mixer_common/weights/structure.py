@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
 from mixer_common.errors import UserError
-from mixer_common.weights.patterns import Source
+from mixer_common.weights.patterns import Source, axes, file_shape
 
 Shapes = Mapping[str, tuple[int, ...]]
 _SEPARATOR = re.compile(r"[./\\]")
@@ -69,6 +69,8 @@ def recognise_structure(shapes: Shapes, origin: str, block: str | None, given: M
     block: the block that the user states. given: names and layouts that the user states; see patterns.read_names.
     Raises UserError where there is no Mixer, a class token, or more than one mapping.
     """
+    if stated := _stated_structure(shapes, block, given):
+        return stated
     tokens = [name for name, shape in shapes.items() if _is_class_token(name, shape)]
     found = _structures({name: shape for name, shape in shapes.items() if name not in tokens}, block, given)
     if not found:
@@ -86,6 +88,57 @@ def recognise_structure(shapes: Shapes, origin: str, block: str | None, given: M
             f"{_toml_line(told[0], told[1])}."
         )
     return found[0]._replace(block_is_told=block is not None or len(found) == 1)
+
+
+def _stated_structure(shapes: Shapes, block: str | None, given: Mapping[str, Source]) -> Structure | None:
+    """The model whose every weight the user states, whatever its names; None where he states fewer, or they do not fit.
+
+    A layout that he leaves out is PyTorch's.
+    """
+    templates = {re.sub(r"\.\d+\.", ".{i}.", name): shape for name, shape in weight_shapes(ModelConfig()).items()}
+    if not all(name in given for name in templates if name.endswith(".weight")):
+        return None
+    usual = {4: "o i h w", 2: "o i", 1: "o"}
+    stated = {
+        name: source._replace(pattern=source.pattern or usual[len(templates[name])]) for name, source in given.items()
+    }
+    first = stated["blocks.{i}.token_mixing.fc1.weight"].name
+    if "{i}" not in first:
+        return None
+    num_blocks = next(i for i in itertools.count() if first.replace("{i}", str(i)) not in shapes)
+    names = {
+        name: Source(source.name.replace("{i}", str(i)), source.pattern)
+        for name in weight_shapes(ModelConfig(num_blocks=max(num_blocks, 1)))
+        for i in re.findall(r"\.(\d+)\.", name) or ["0"]
+        if (source := stated.get(re.sub(r"\.\d+\.", ".{i}.", name)))
+    }
+    if not num_blocks or {source.name for source in names.values()} != set(shapes):
+        return None
+
+    if any(len(axes(source.pattern)) != len(shapes[source.name]) for source in names.values()):
+        return None
+
+    def size(name: str, axis: str) -> int:
+        source = names[name]
+        parts = axes(source.pattern)
+        length = dict(zip(parts, shapes[source.name], strict=False)).get(axis)
+        if length is None:  # the patch's rows, in an axis that the file joins
+            return math.isqrt(max(shapes[source.name][parts.index(next(p for p in parts if "h" in p))] // 3, 1))
+        return length
+
+    C, patch = size("stem.weight", "o"), size("stem.weight", "h")
+    for kind in [block] if block else ["mixer", "tutorial"]:
+        patches = size("blocks.0.token_mixing.fc1.weight", "i")
+        S = size("blocks.0.token_norm.weight", "o") if kind == "tutorial" else patches
+        config = _config(
+            S, patch, kind, names["head.weight"].pattern, num_classes=size("head.weight", "o"), hidden_dim=C,
+            num_blocks=num_blocks, tokens_mlp_dim=size("blocks.0.token_mixing.fc1.weight", "o"),
+            channels_mlp_dim=size("blocks.0.channel_mixing.fc1.weight", "o"),
+        )  # fmt: skip
+        expected = weight_shapes(config)
+        if all(file_shape(expected[name], source.pattern) == shapes[source.name] for name, source in names.items()):
+            return Structure(config, names, block is not None or S != C)
+    return None
 
 
 class NoStructure(Exception):
@@ -266,24 +319,10 @@ def _fitting(
 def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int, int, int]) -> Structure:
     """The config and the names of one assignment."""
     S, T, D = sizes
-    rows = next(rows for rows in range(math.isqrt(S), 0, -1) if S % rows == 0)
-    flax = "i o" in ends.head_pattern
-    own: dict[str, Any] = {
-        "block": kind,
-        "gelu": "tanh" if flax else "exact",
-        "layer_norm_epsilon": 1e-6 if flax else 1e-5,
-        "init": "flax" if flax else "pytorch",
-    }
-    config = ModelConfig(
-        image_size=ImageSize(rows * ends.patch_size, S // rows * ends.patch_size),
-        patch_size=ends.patch_size,
-        num_classes=ends.num_classes,
-        hidden_dim=ends.hidden_dim,
-        num_blocks=len(blocks),
-        tokens_mlp_dim=T,
-        channels_mlp_dim=D,
-        **own,
-    )
+    config = _config(
+        S, ends.patch_size, kind, ends.head_pattern, num_classes=ends.num_classes, hidden_dim=ends.hidden_dim,
+        num_blocks=len(blocks), tokens_mlp_dim=T, channels_mlp_dim=D,
+    )  # fmt: skip
     modules = {"stem": (ends.stem, ends.stem_pattern), "norm": (ends.norm, "o"), "head": (ends.head, ends.head_pattern)}
     for number, block in enumerate(blocks):
         for role, i in zip(_ROLES, order, strict=True):
@@ -296,6 +335,20 @@ def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int
         elif module.bias:
             names[name] = Source(module.bias, "o")
     return Structure(config, names, True)
+
+
+def _config(num_patches: int, patch_size: int, block: str, head_pattern: str, **sizes: int) -> ModelConfig:
+    """A config for the squarest image. The head's layout tells whose GELU and epsilon are usual."""
+    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
+    flax = "i o" in head_pattern
+    own: dict[str, Any] = {
+        "block": block,
+        "gelu": "tanh" if flax else "exact",
+        "layer_norm_epsilon": 1e-6 if flax else 1e-5,
+        "init": "flax" if flax else "pytorch",
+    }
+    image_size = ImageSize(rows * patch_size, num_patches // rows * patch_size)
+    return ModelConfig(image_size=image_size, patch_size=patch_size, **sizes, **own)
 
 
 def _agrees(structure: Structure, given: Mapping[str, Source]) -> bool:

@@ -279,3 +279,31 @@ def test_averaged_weights_of_odd_names_beside_the_others():
     assert identical(found.arrays, random_weights(SMALL, 2))
     assert "the file also holds weights under state_dict (--prefer model)" in found.notes[0]
     assert identical(recognise_weights(sets, "here", prefer="model").arrays, random_weights(SMALL, 1))
+
+
+def test_a_table_of_every_name_needs_no_structure(tmp_path):
+    """Names without a module: W1, b1, and so on, where nothing joins a bias to its weight."""
+    short = {f"blocks.{{i}}.{role}": f"L{{i}}_{letter}" for role, letter in zip(ROLES[1:7], "nabmcd", strict=True)}
+    short |= {"stem": "E", "norm": "N", "head": "H"}
+    table, theirs, weights = [], {}, random_weights(SMALL)
+    for layer, name in short.items():
+        for leaf in ("weight", "bias"):
+            layout = ', layout = "i o"' if leaf == "weight" and ("fc" in layer or layer == "head") else ""
+            layout = ', layout = "(i h w) o"' if (layer, leaf) == ("stem", "weight") else layout
+            table.append(f'"{layer}.{leaf}" = {{name = "{leaf[0]}{name}"{layout}}}')
+            for i in range(2 if "{i}" in layer else 1):
+                array = weights[f"{layer}.{leaf}".replace("{i}", str(i))]
+                pattern = layout.split('"')[1] if layout else " ".join("oihw"[: array.ndim])
+                theirs[f"{leaf[0]}{name}".replace("{i}", str(i))] = to_pattern(array, pattern)
+    with pytest.raises(UserError, match="holds no MLP-Mixer"):
+        recognise_weights(theirs, "here")
+    (tmp_path / "names.toml").write_text("\n".join(table))
+    names = read_names(tmp_path / "names.toml")
+    found = recognise_weights(dict(sorted(theirs.items())), "here", names=names)
+    assert identical({name: np.ascontiguousarray(a) for name, a in found.arrays.items()}, weights)
+    assert identical(
+        file_arrays(found.arrays, found.names, "here") | {}, {s.name: theirs[s.name] for s in found.names.values()}
+    )
+    for wrong in (theirs | {"stray": np.zeros(3)}, theirs | {"wL1_a": theirs["wL0_a"].T}):
+        with pytest.raises(UserError, match="holds no Mixer whose names are as stated"):
+            recognise_weights(wrong, "here", names=names)
