@@ -1,4 +1,4 @@
-"""The benchmark's workloads in JAX; a worker process imports this file. Twin of torch_workloads.py."""
+"""The benchmark's workloads in JAX; a worker process imports this file. Counterpart of torch_workloads.py."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""The benchmark's workloads in PyTorch; a worker process imports this file. Twin of jax_workloads.py."""
+"""The benchmark's workloads in PyTorch; a worker process imports this file. Counterpart of jax_workloads.py."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -122,7 +122,7 @@ def to_pixels(images: np.ndarray | Array, image_size: int | tuple[int, int] | No
     (2, 10)
 
     Args:
-      images: an array of NumPy or a tensor.
+      images: an array of NumPy or JAX.
       image_size: height and width to resize them to, bilinearly; one number for both; None: as they are.
 
     Raises:
@@ -145,7 +145,7 @@ def predict(model: Mixer, images: np.ndarray | Array) -> np.ndarray:
 
     Args:
       model: in float32, bfloat16 or float64.
-      images: an array of NumPy or a tensor; they are resized to the model's image_size, and go through it in batches.
+      images: an array of NumPy or JAX; they are resized to the model's image_size, and go through it in batches.
 
     Raises:
       UserError: the images have another type or shape, or the model another precision.

@@ -61,7 +61,7 @@ class Trainer:
         moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         device: Device | None = None,
     ):
-        """weights: canonical, the model's; moments: by recipe.moment_names, both as they are where training goes on, or
+        """weights: canonical, the model's; moments: by the names of mixer_common.config.train.moment_names, both as they are where training goes on, or
         None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
         self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
         is_trained = (lambda path, _: path[0] == "head") if recipe.freeze_backbone else nnx.Param
@@ -120,7 +120,7 @@ class Trainer:
         return to_canonical(self.config, nnx.state(self._eval_model))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        """Canonical arrays by recipe.moment_names: whatever the training needs beside the model to go on."""
+        """Canonical arrays by the names of mixer_common.config.train.moment_names: whatever the training needs beside the model to go on."""
         moments = optimizer.moments(self.config, self.opt_state, self.frozen, self.recipe)
         if self.average is not None:
             moments["trained_weights"] = to_canonical(self.config, nnx.merge_state(self.params, self.frozen))
@@ -133,8 +133,8 @@ class Trainer:
     def _steps(
         self, state: tuple, frozen: nnx.State, images: Array, labels: Array, plan: dict, first: Array, last: Array
     ) -> tuple:
-        # A loop with bounds that it is told at run time: one program serves every chunk, so a run's bits do
-        # not depend on where it was cut into dispatches, or interrupted.
+        # A loop whose bounds are arguments: one program serves every chunk, so a run's bits do not depend on where it
+        # was cut into dispatches, or interrupted.
         return jax.lax.fori_loop(first, last, partial(self._step, frozen, images, labels, plan), state)
 
     def _step(self, frozen: nnx.State, images: Array, labels: Array, plan: dict, i: Array, state: tuple) -> tuple:

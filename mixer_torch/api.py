@@ -172,7 +172,8 @@ def weights(model: Mixer) -> dict[str, np.ndarray]:
 
 def _device(device: torch.device | str | None) -> torch.device | None:
     try:
-        return None if device is None else torch.zeros(0, device=device).device
+        name = "cuda" if device == "gpu" else device  # as JAX and the scripts call it
+        return None if name is None else torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"device is {str(device)!r}, which PyTorch cannot use ({first_line}).") from None

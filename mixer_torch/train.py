@@ -56,7 +56,7 @@ class Trainer:
         device: torch.device | None = None,
         compiled: bool = False,
     ):
-        """weights: canonical, the model's; moments: by recipe.moment_names, both as they are where training goes on, or
+        """weights: canonical, the model's; moments: by the names of mixer_common.config.train.moment_names, both as they are where training goes on, or
         None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
         self.config, self.recipe, self.device = config, recipe, device or torch.get_default_device()
         trained = weights if moments is None else moments.get("trained_weights", weights)
@@ -67,11 +67,11 @@ class Trainer:
         if recipe.freeze_backbone:
             self.model.requires_grad_(False).head.requires_grad_()
         self._averages: list[Tensor] = []
-        self._averaged: list[Tensor] = []
+        self._trained: list[Tensor] = []
         if self.average is not None:
             trained_names = [name for name, p in self.model.named_parameters() if p.requires_grad]
             self._averages += [self.average.get_parameter(name) for name in trained_names]
-            self._averaged += [self.model.get_parameter(name) for name in trained_names]
+            self._trained += [self.model.get_parameter(name) for name in trained_names]
         self.optimizer = optimizer.make_optimizer(recipe, self.model)
         if moments is not None:
             optimizer.load_moments(self.model, self.optimizer, recipe, moments)
@@ -102,7 +102,7 @@ class Trainer:
         return to_canonical(dict(self._eval_model.named_parameters()))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        """Canonical arrays by recipe.moment_names: whatever the training needs beside the model to go on."""
+        """Canonical arrays by the names of mixer_common.config.train.moment_names: whatever the training needs beside the model to go on."""
         moments = optimizer.moments(self.model, self.optimizer, self.recipe)
         if self.average is not None:
             moments["trained_weights"] = to_canonical(dict(self.model.named_parameters()))
@@ -134,7 +134,7 @@ class Trainer:
         if self.average is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                    self._averages, self._averaged, self.plan["ema_rates"][i]
+                    self._averages, self._trained, self.plan["ema_rates"][i]
                 )
         return value
 

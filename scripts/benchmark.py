@@ -17,6 +17,7 @@ from mixer_common.config.fields import by_name
 from mixer_common.config.presets import MODELS, RECIPES
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
+from mixer_common.interface import load_framework
 from mixer_common.options import DataDir, DatasetName, Device, one_of, parse
 from mixer_common.plan.batches import steps_in_epoch
 
@@ -63,9 +64,9 @@ def main() -> None:
     for path in (arguments.json, arguments.plot):
         if path:
             check_output(path)
-    from mixer_torch.download import download_cifar10
-
-    dataset = load_dataset(arguments.dataset, arguments.data_dir, download_cifar10)
+    implementations = arguments.only or tuple(IMPLEMENTATIONS)
+    downloader = load_framework(IMPLEMENTATIONS[implementations[0]])
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, downloader.download)
     steps_in_epoch(len(dataset.train_images), recipe.batch_size)
     benchmark = Benchmark(
         arguments.model,
@@ -75,7 +76,7 @@ def main() -> None:
         arguments.device,
         arguments.seconds,
         arguments.rounds,
-        arguments.only or tuple(IMPLEMENTATIONS),
+        implementations,
     )
     print_introduction(benchmark, dataset)
     measurement = measure(benchmark, dataset)

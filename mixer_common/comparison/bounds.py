@@ -7,8 +7,8 @@ import numpy as np
 
 from mixer_common.config.model import ModelConfig, layers
 
-# An error is a sum of many small independent ones, so nearly normal; the largest of a tensor's entries
-# reaches about five deviations, and a model amplifies what its first layers did a little.
+# Chosen. An error is a sum of many small independent ones, so nearly normal; the largest of a tensor's entries
+# reaches about five standard deviations, and the rest is room for what the later layers amplify.
 SAFETY = 8
 # Half the distance from 1 to the next number.
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
@@ -19,7 +19,7 @@ def forward_bounds(config: ModelConfig, precision: str) -> dict[str, float]:
 
     A sum of n terms rounds n times; the errors behave like a random walk, √n · u rather than n · u
     (Higham & Mary 2019, doi 10.1137/18M1226312). Layers follow each other, so their n add up under the
-    root; two implementations err independently, hence the factor 2.
+    root. The errors of two implementations may have opposite signs, hence the factor 2.
 
     bfloat16 sums in float32 and rounds once a layer, by at most u of each entry: no sum and no tail to allow
     for, only that the layers amplify each other's errors, up to about twice.

@@ -67,7 +67,7 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to continue to the same bits."""
+    """Everything that a run needs to continue to the same bits, beside the losses and metrics in its folder."""
 
     config: RunConfig
     progress: TrainingProgress

@@ -24,8 +24,8 @@ def adapt_weights(given: ModelWeights, config: ModelConfig, origin: str) -> tupl
         height, width = config.image_size
         if height != width:
             raise UserError(
-                f"image_width {width} cannot be chosen for given weights: leave --image-width "
-                "out; --image-size carries them to square images."
+                f"image_width {width} cannot be chosen for given weights, which are adapted to square images only: "
+                "give --image-size one number."
             )
         weights, sentence = change_image_size(weights, height)
         lines.append(f"image size: {sentence}")

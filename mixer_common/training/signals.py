@@ -38,4 +38,4 @@ class StopSignal:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
-        print("\nStopping after this step; the checkpoint follows.", flush=True)
+        print("\nStopping after the steps under way; then a checkpoint is written.", flush=True)

@@ -78,7 +78,10 @@ def load_model(path: str | Path, **details: Any) -> ModelWeights:
     for name in details:
         by_name("detail of weights", dict.fromkeys(_FILE_DETAILS), name)
     weights = load_weights(path, **details)
-    return replace(weights, arrays=canonical_arrays(weights.config, weights.arrays))
+    for name, array in weights.arrays.items():
+        if array.dtype == np.float16:
+            weights.arrays[name] = array.astype(np.float32)
+    return weights
 
 
 def save_model(

@@ -27,6 +27,8 @@ from mixer_common.config.presets import MODELS
 from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint
+from mixer_common.weights.canonical import ModelWeights
+from mixer_common.weights.files import save_weights
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = pytest.mark.parametrize("package", [mixer_jax, mixer_torch], ids=["jax", "torch"])
@@ -189,6 +191,14 @@ def test_every_format_is_saved_and_loaded(package, name, format, tmp_path):
             loaded = other.load(given, **details)
             assert identical(other.weights(loaded), random_weights(SMALL))
             assert replace(loaded.config, init=SMALL.init) == SMALL
+
+
+@PACKAGES
+def test_a_file_of_16_bits_is_loaded_as_float32(package, tmp_path):
+    halves = {name: array.astype(np.float16) for name, array in random_weights(SMALL).items()}
+    save_weights(tmp_path / "half.npz", ModelWeights(SMALL, halves, "canonical"), "npz")
+    loaded = package.weights(package.load(tmp_path / "half.npz", image_size=SMALL.image_size))
+    assert identical(loaded, {name: array.astype(np.float32) for name, array in halves.items()})
 
 
 @PACKAGES

@@ -16,11 +16,10 @@ class NumpyTrainer:
     """Implements mixer_common.interface.Trainer without a model. A step adds its learning rate to the bias of
     the head; its loss is the mean of its images' bytes, from 0 to 1."""
 
-    def __init__(self, config, recipe, weights, images, labels, moments=None, step=0, device=None):
+    def __init__(self, config, recipe, weights, images, labels, moments=None, device=None):
         self.images, self.dispatches = images, []
         self._weights = {name: array.copy() for name, array in weights.items()}
         if moments is None:
-            assert step == 0
             moments = {
                 moment: {name: np.zeros_like(weights[name]) for name in weights} for moment in moment_names(recipe)
             }

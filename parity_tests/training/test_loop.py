@@ -43,7 +43,6 @@ def resume(framework, config, dataset, path):
         dataset.train_images,
         dataset.train_labels,
         moments=state.moments,
-        step=state.progress.step,
     )
     with RunFolder.resume(path, config, state.progress.step) as run:
         return trainer, run_training(trainer, run, state.progress, dataset, framework, DEVICE)

@@ -13,7 +13,7 @@ def test_a_signal_is_remembered_and_announced(capsys, number, name, code):
         assert stop.number == 0
         signal.raise_signal(number)
         assert (stop.number, stop.name, stop.exit_code) == (number, name, code)
-    assert capsys.readouterr().out == "\nStopping after this step; the checkpoint follows.\n"
+    assert capsys.readouterr().out == "\nStopping after the steps under way; then a checkpoint is written.\n"
 
 
 def test_a_second_signal_ends_at_once():
