@@ -61,8 +61,8 @@ class Trainer:
         moments: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         device: Device | None = None,
     ):
-        """weights: canonical, the model's; moments: by the names of mixer_common.config.train.moment_names, both as they are where training goes on, or
-        None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
+        """weights: canonical, the model's; moments: canonical, by the names of mixer_common.config.train.moment_names,
+        or None at the start of a run; images: uint8 (N, H, W, 3); labels: (N,)."""
         self.config, self.recipe, self.device = config, recipe, device or jax.devices()[0]
         is_trained = (lambda path, _: path[0] == "head") if recipe.freeze_backbone else nnx.Param
         trained = weights if moments is None else moments.get("trained_weights", weights)
@@ -120,7 +120,8 @@ class Trainer:
         return to_canonical(self.config, nnx.state(self._eval_model))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        """Canonical arrays by the names of mixer_common.config.train.moment_names: whatever the training needs beside the model to go on."""
+        """What the training needs beside the model to continue: canonical arrays, by the names of
+        mixer_common.config.train.moment_names."""
         moments = optimizer.moments(self.config, self.opt_state, self.frozen, self.recipe)
         if self.average is not None:
             moments["trained_weights"] = to_canonical(self.config, nnx.merge_state(self.params, self.frozen))

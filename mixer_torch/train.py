@@ -56,8 +56,8 @@ class Trainer:
         device: torch.device | None = None,
         compiled: bool = False,
     ):
-        """weights: canonical, the model's; moments: by the names of mixer_common.config.train.moment_names, both as they are where training goes on, or
-        None at its start; images: uint8 (N, H, W, 3); labels: (N,)."""
+        """weights: canonical, the model's; moments: canonical, by the names of mixer_common.config.train.moment_names,
+        or None at the start of a run; images: uint8 (N, H, W, 3); labels: (N,)."""
         self.config, self.recipe, self.device = config, recipe, device or torch.get_default_device()
         trained = weights if moments is None else moments.get("trained_weights", weights)
         self.model = build_model(config, trained, self.device, WEIGHTS_DTYPE[recipe.precision])
@@ -102,7 +102,8 @@ class Trainer:
         return to_canonical(dict(self._eval_model.named_parameters()))
 
     def moments(self) -> dict[str, dict[str, np.ndarray]]:
-        """Canonical arrays by the names of mixer_common.config.train.moment_names: whatever the training needs beside the model to go on."""
+        """What the training needs beside the model to continue: canonical arrays, by the names of
+        mixer_common.config.train.moment_names."""
         moments = optimizer.moments(self.model, self.optimizer, self.recipe)
         if self.average is not None:
             moments["trained_weights"] = to_canonical(dict(self.model.named_parameters()))

@@ -41,7 +41,8 @@ EVERYTHING = replace(RECIPES["adamw"], batch_size=8, epochs=3, clip_norm=0.5)
 
 # A run amplifies what rounding does in each of its steps, by factors that depend on data and recipe. How
 # much is measured: two runs of JAX alone that start one rounding apart differ by the amplification of that
-# one. The frameworks round apart in every layer of every step, so their difference is about ten times that; the bound allows a hundred.
+# one. The frameworks round apart in every layer of every step, so their difference is about ten times that; the
+# bound allows a hundred.
 MANY_ROUNDINGS = 100
 
 
