@@ -11,7 +11,7 @@ from jax import Array
 
 from mixer_bench.workload import Matmul, Runtime, Workload, WorkloadConfig
 from mixer_common.plan.epoch import EpochPlan
-from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE, Device
+from mixer_jax.device import COMPUTE_DTYPE, WEIGHTS_DTYPE, Device, peak_device_memory
 from mixer_jax.forward import forward, logits
 from mixer_jax.framework import JaxFramework
 from mixer_jax.model import build_model
@@ -75,7 +75,7 @@ class Training(Workload):
         return self.trainer.logits(np.asarray(self.trainer.images)[indices])
 
     def device_memory(self) -> int | None:
-        return device_memory(self.device)
+        return peak_device_memory(self.device)
 
 
 class Forward(Workload):
@@ -108,7 +108,7 @@ class Forward(Workload):
         return logits(self.model, np.asarray(self.images)[indices], self.config.recipe.precision)
 
     def device_memory(self) -> int | None:
-        return device_memory(self.device)
+        return peak_device_memory(self.device)
 
     def _step(self, weights: nnx.State, images: Array, indices: Array, i: Array) -> Array:
         return forward(nnx.merge(self.graphdef, weights), images[indices[i]], None, self.config.recipe.precision)
@@ -119,8 +119,3 @@ class Forward(Workload):
         return jax.lax.fori_loop(
             first, last, lambda i, values: values.at[i].set(self._step(weights, images, indices, i)), values
         )
-
-
-def device_memory(device: Device) -> int | None:
-    """Most bytes ever in use on the device; None where the device is the host."""
-    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("peak_bytes_in_use", 0)

@@ -15,7 +15,7 @@ from mixer_bench.worker import Unavailable
 from mixer_bench.workload import Matmul, Outputs, Runtime, Workload, WorkloadConfig
 from mixer_common.plan.epoch import EpochPlan
 from mixer_torch import optimizer
-from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE
+from mixer_torch.device import COMPUTE_DTYPE, WEIGHTS_DTYPE, peak_device_memory
 from mixer_torch.forward import forward
 from mixer_torch.framework import TorchFramework
 from mixer_torch.model import Mixer, build_model
@@ -103,7 +103,7 @@ class Training(Workload):
             return super().outputs()
 
     def device_memory(self) -> int | None:
-        return device_memory(self.device)
+        return peak_device_memory(self.device)
 
 
 class Forward(Workload):
@@ -136,17 +136,12 @@ class Forward(Workload):
             return super().outputs()
 
     def device_memory(self) -> int | None:
-        return device_memory(self.device)
+        return peak_device_memory(self.device)
 
     def _step(self, images: Tensor) -> Tensor:
         precision = self.config.recipe.precision
         pixels = bytes_to_pixels(images, self.config.model.image_size, WEIGHTS_DTYPE[precision])
         return self.model(pixels.to(COMPUTE_DTYPE[precision])).to(WEIGHTS_DTYPE[precision])
-
-
-def device_memory(device: torch.device) -> int | None:
-    """Most bytes ever in use on the device; None where the device is the host."""
-    return None if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 
-from mixer_bench.torch_workloads import device_memory
 from mixer_bench.workload import Runtime, Workload, WorkloadConfig
 from mixer_common.config.model import ModelConfig
 from mixer_common.data import Dataset
 from mixer_common.plan.epoch import EpochPlan
+from mixer_torch.device import peak_device_memory
 from mixer_torch.model import build_model
 
 NUM_WORKERS = 2
@@ -133,7 +133,7 @@ class TutorialLoop(Workload):
         return time.perf_counter() - start
 
     def device_memory(self) -> int | None:
-        return device_memory(self.device)
+        return peak_device_memory(self.device)
 
     def _batches(self, indices: np.ndarray) -> DataLoader:
         return DataLoader(self.pictures, batch_sampler=indices.tolist(), num_workers=NUM_WORKERS)

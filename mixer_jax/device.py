@@ -36,3 +36,8 @@ def describe(device: Device) -> str:
     if device.platform == "cpu":
         return f"CPU, {num_threads()} threads"
     return f"GPU {device.device_kind}"
+
+
+def peak_device_memory(device: Device) -> int | None:
+    """Most bytes ever in use on the device; None where the device is the host."""
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("peak_bytes_in_use", 0)

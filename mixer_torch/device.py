@@ -27,3 +27,8 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return f"GPU {torch.cuda.get_device_name(device)}"
+
+
+def peak_device_memory(device: torch.device) -> int | None:
+    """Most bytes ever in use on the device; None where the device is the host."""
+    return None if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
