@@ -18,7 +18,7 @@ from mixer_common.config.presets import MODELS, RECIPES
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
-from mixer_common.options import DataDir, DatasetName, Device, one_of, parse
+from mixer_common.options import DataDir, DatasetName, Device, Precision, one_of, parse
 from mixer_common.plan.batches import steps_in_epoch
 
 
@@ -29,8 +29,7 @@ class Arguments:
     """Images a step."""
     mode: Literal["train", "forward"] = "train"
     """Whole training steps with Adam, or the forward pass alone."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """The type of the numbers; bfloat16 is the model's, and its weights are float32."""
+    precision: Precision = "float32"
     device: Device = "auto"
     rounds: int = 7
     """Turns of each implementation."""
