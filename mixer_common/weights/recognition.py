@@ -59,7 +59,7 @@ def recognise_weights(
     arrays = flatten(arrays)
     sets = find_weights(list(arrays))
     if names or not sets:
-        return _by_structure(arrays, origin, prefer, pixels, without_head, names or {}, details)
+        return _by_structure(arrays, origin, prefer, pixels, names or {}, details)
     wrapped, choice = choose_weights(sets, prefer, origin)
     format, table, prefix, num_blocks, _ = wrapped
     if details.get("block", table.blocks[0]) not in table.blocks:
@@ -106,7 +106,6 @@ def _by_structure(
     origin: str,
     prefer: str | None,
     pixels: PixelScale | None,
-    without_head: bool,
     names: Mapping[str, Source],
     details: dict[str, Any],
 ) -> ModelWeights:

@@ -122,7 +122,7 @@ def _structures(shapes: Shapes, block: str | None, given: Mapping[str, Source]) 
                 structure
                 for transposed in (False, True)
                 for ends in _ends(rest, transposed)
-                for structure in _fitting(blocks, ends, kind, transposed, shapes)
+                for structure in _fitting(blocks, ends, kind, transposed)
                 if _agrees(structure, given)
             ]
             found += likeliest(fitting, modules, ordered)
@@ -242,9 +242,7 @@ def _bias_fits(module: Module, size: int) -> bool:
     return module.bias_size in (None, size)
 
 
-def _fitting(
-    blocks: Sequence[Sequence[Module]], ends: _Ends, kind: str, transposed: bool, shapes: Shapes
-) -> Iterator[Structure]:
+def _fitting(blocks: Sequence[Sequence[Module]], ends: _Ends, kind: str, transposed: bool) -> Iterator[Structure]:
     """Every assignment of a block's modules to its roles that fits the shapes."""
     C, first = ends.hidden_dim, blocks[0]
     norms = [i for i, module in enumerate(first) if module.is_norm]
