@@ -1,7 +1,20 @@
 """The MLP-Mixer and its training in JAX: Flax NNX and optax. api.py describes what is imported here."""
 
+from typing import TYPE_CHECKING, Any
+
 from mixer_common.config.model import ModelConfig
 from mixer_common.errors import UserError
-from mixer_jax.api import create, load, predict, save, to_pixels, weights
+
+if TYPE_CHECKING:
+    from mixer_jax.api import create, load, predict, save, to_pixels, weights
 
 __all__ = ["ModelConfig", "UserError", "create", "load", "predict", "save", "to_pixels", "weights"]
+
+
+def __getattr__(name: str) -> Any:
+    # JAX takes seconds to import, and not every module of the package needs it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mixer_jax import api
+
+    return getattr(api, name)
