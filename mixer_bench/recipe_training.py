@@ -11,9 +11,9 @@ import numpy as np
 
 from mixer_bench.worker import Worker, one_line
 from mixer_common.files import read_json
+from mixer_common.terminal import SECONDS_BETWEEN_LINES
 
 _SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_BETWEEN_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_training(
             if len(rows) > len(epoch_ends):  # the file is written anew at the end of every epoch
                 end = metrics.stat().st_mtime - start
                 epoch_ends += [end] * (len(rows) - len(epoch_ends))
-                if time.time() - last_line > _SECONDS_BETWEEN_LINES:
+                if time.time() - last_line > SECONDS_BETWEEN_LINES:
                     last_line = time.time()
                     say(f"    epoch {len(rows)}: {rows[-1]['test_accuracy']:.2%} right")
         seconds = time.time() - start

@@ -103,7 +103,8 @@ class WorkerPool:
     def _check_device(self, name: str, runtime: Runtime) -> None:
         if not self.runtimes:
             return
-        first, (kind, first_kind) = next(iter(self.runtimes)), map(_kind_of_device, (runtime.device, self.device))
+        first = next(iter(self.runtimes))
+        kind, first_kind = _kind_of_device(runtime.device), _kind_of_device(self.device)
         if kind != first_kind:
             raise UserError(
                 f"{name} would run on a {kind}, but {first} on a {first_kind}: "

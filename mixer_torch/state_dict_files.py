@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixer_common.errors import UserError
+from mixer_common.weights.reading import plain_array
 
 # Plain values in the checkpoints of training scripts, such as timm's; none of them runs code when it is unpickled.
 _HARMLESS: list[Any] = [argparse.Namespace]
@@ -58,7 +59,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         )
         raise UserError(f"{path} holds other things than named tensors: {found}; save the model's state_dict alone.")
     try:
-        return {name: _array(value) for name, value in tensors.items()}
+        return {name: plain_array(value) for name, value in tensors.items()}
     except (TypeError, RuntimeError, NotImplementedError) as error:  # quantised, sparse, without storage
         raise UserError(
             f"{path} holds tensors that have no plain values ({_first_line(error)}): save them as "
@@ -89,11 +90,6 @@ def _direct(values: Any) -> list[Any]:
     """The values of a state dict that nothing wraps; empty where the weights lie in dicts."""
     direct = list(values.values()) if isinstance(values, dict) else []
     return direct if any(isinstance(value, Tensor) for value in direct) else []
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _first_line(error: Exception) -> str:

@@ -38,6 +38,15 @@ SMALL = ModelConfig(
 )
 # A recipe with every part of the optimizer's step switched on.
 EVERYTHING = replace(RECIPES["adamw"], batch_size=8, epochs=3, clip_norm=0.5)
+# Settings that switch all of the augmentation on.
+AUGMENTATION = {
+    "crop_padding": 4,
+    "flip": True,
+    "trivial_augment": True,
+    "cutout": 8,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
 
 # A run amplifies what rounding does in each of its steps, by factors that depend on data and recipe. How
 # much is measured: two runs of JAX alone that start one rounding apart differ by the amplification of that

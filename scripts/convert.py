@@ -16,9 +16,9 @@ from mixer_common.options import Names, PixelMean, PixelStd, Prefer, parse
 from mixer_common.terminal import ByteDisplay
 from mixer_common.weights.canonical import describe_assumed, replace_head
 from mixer_common.weights.description import describe_formats, describe_model, notes_for_reader
-from mixer_common.weights.files import check_target, load_weights, save_weights
+from mixer_common.weights.files import check_target, load_weights, save_arrays, save_weights
 from mixer_common.weights.image_size import change_image_size
-from mixer_common.weights.like import arrays_like, save_like
+from mixer_common.weights.like import arrays_like
 from mixer_common.weights.patterns import describe_names, read_names
 from mixer_common.weights.pixels import stated_scale
 
@@ -101,7 +101,7 @@ def main() -> None:
     with ByteDisplay() as display:
         if arguments.like:
             arrays, like = arrays_like(weights, arguments.like, names, display)
-            save_like(arguments.target, arrays, display)
+            save_arrays(arguments.target, arrays, display)
         else:
             save_weights(arguments.target, weights, arguments.to or "", display, arguments.overwrite)
     if arguments.like:

@@ -29,8 +29,8 @@ def by_name(kind: str, table: dict[str, T], name: str) -> T:
 def check_fields(config: Any) -> None:
     """Raises UserError where a field of a dataclass does not hold what its annotation says.
 
-    The annotations may be int, float, bool, a Literal, a NamedTuple of whole numbers, or a tuple of names. A number of
-    NumPy's becomes Python's, so that it can be written as JSON.
+    The annotations may be int, float, bool, a Literal, or a tuple of names; fields of other types are not looked at. A
+    number of NumPy's becomes Python's, so that it can be written as JSON.
     """
     for field in fields(config):
         value, kind = getattr(config, field.name), field.type
@@ -40,11 +40,6 @@ def check_fields(config: Any) -> None:
         if get_origin(kind) is Literal:
             if value not in get_args(kind):
                 raise UserError(f"{field.name} is {value!r}: choose one of {', '.join(map(str, get_args(kind)))}.")
-        elif isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple of whole numbers
-            if not isinstance(value, kind):
-                raise UserError(
-                    f"{field.name} is {value!r}, but must be {' and '.join(kind.__annotations__)}, whole numbers."
-                )
         elif get_origin(kind) is tuple:
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
                 raise UserError(f"{field.name} is {value!r}, but must be a list of names.")

@@ -44,14 +44,12 @@ class ModelConfig:
     stochastic_depth: float = 0.0  # Drop rate of the last block; it rises linearly from 0 in the first. 0: no drops.
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", _image_size(self.image_size))
+        object.__setattr__(self, "image_size", checked_image_size(self.image_size))
         check_fields(self)
         for name in ("patch_size", "num_classes", "hidden_dim", "num_blocks", "tokens_mlp_dim", "channels_mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         for size in self.image_size:
-            if size < 1:
-                raise UserError(f"image_size is {size}, but must be at least 1.")
             if size % self.patch_size:
                 raise UserError(
                     f"image_size {size} is not a multiple of patch_size {self.patch_size}: "
@@ -80,14 +78,23 @@ class ModelConfig:
         return sum(math.prod(shape) for shape in weight_shapes(self).values())
 
 
-def _image_size(value: Any) -> Any:
-    """An ImageSize of one or two whole numbers; anything else as it is, for check_fields to refuse."""
+def checked_image_size(value: Any) -> ImageSize:
+    """An image size of one whole number, for a square, or of two. Raises UserError where it is neither or too small."""
     sizes = (value, value) if isinstance(value, int | np.integer) else ()
     sizes = tuple(value) if isinstance(value, list | tuple) else sizes
     sizes = tuple(size.item() if isinstance(size, np.integer) else size for size in sizes)
-    if len(sizes) == 2 and all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
-        return ImageSize(*sizes)
-    return value
+    if len(sizes) != 2 or not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise UserError(f"image_size is {value!r}, but must be height and width, whole numbers.")
+    for size in sizes:
+        if size < 1:
+            raise UserError(f"image_size is {size}, but must be at least 1.")
+    return ImageSize(*sizes)
+
+
+def squarest_image(num_patches: int, patch_size: int) -> ImageSize:
+    """The most nearly square image of so many patches, no higher than wide."""
+    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
+    return ImageSize(rows * patch_size, num_patches // rows * patch_size)
 
 
 def model_config_from_json(values: Any, origin: str) -> ModelConfig:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,20 +78,36 @@ def save_weights(
     path = Path(path)
     check_target(path, format, overwrite)
     arrays = to_format(weights, format)
+    if format != "canonical":
+        save_arrays(path, arrays, progress)
+        return
+    with _new_sibling(path) as (path, new):
+        new.mkdir()
+        config = {"model": asdict(weights.config)}
+        files.write_file(new / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        containers.write(new / "model.safetensors", ".safetensors", arrays, progress)
+        files.replace_folder(new, path)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], progress: ByteCallback = _no_progress) -> None:
+    """Writes named arrays to a file, whose ending tells the container; it appears when it is complete."""
+    with _new_sibling(path) as (path, new):
+        containers.write(new, path.suffix, arrays, progress)
+        new.replace(path)
+
+
+@contextmanager
+def _new_sibling(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The resolved path, whose folder exists then, and the name of what is written before it gets the path's name.
+
+    Nothing is left under that name, whatever happens.
+    """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     new = files.hidden_sibling(path, "new")
     _remove(new)
     try:
-        if format == "canonical":
-            new.mkdir()
-            config = {"model": asdict(weights.config)}
-            files.write_file(new / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-            containers.write(new / "model.safetensors", ".safetensors", arrays, progress)
-            files.replace_folder(new, path)
-        else:
-            containers.write(new, path.suffix, arrays, progress)
-            new.replace(path)
+        yield path, new
     finally:
         _remove(new)
 

@@ -13,7 +13,7 @@ from mixer_common.errors import UserError
 from mixer_common.weights import containers
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.containers import ByteCallback
-from mixer_common.weights.pixels import PixelScale, scale_in_config
+from mixer_common.weights.pixels import PixelScale, config_parts, scale_in_config
 
 # The names under which Hugging Face's libraries and timm keep the weights in a folder, in the order of preference.
 _NAMES = (
@@ -118,8 +118,7 @@ def with_image_size(weights: ModelWeights, config: FolderConfig) -> ModelWeights
 
 def _image_size(values: dict[str, Any]) -> ImageSize | None:
     """Height and width in timm's "input_size", (3, H, W); None where there are none."""
-    inner = values.get("pretrained_cfg")
-    for part in (inner if isinstance(inner, dict) else {}, values):
+    for part in config_parts(values):
         size = part.get("input_size")
         if isinstance(size, list) and len(size) == 3 and all(isinstance(side, int) and side > 0 for side in size):
             return ImageSize(*size[1:])

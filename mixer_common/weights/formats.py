@@ -22,6 +22,7 @@ import numpy as np
 from mixer_common.config.model import Layer, ModelConfig, layers, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.weights.canonical import HWIO_AXES, IN_OUT_AXES, ModelWeights
+from mixer_common.weights.patterns import template
 
 # The canonical layers that have weights, in network order; {i} stands for the number of the block.
 _LAYERS: dict[str, Layer] = {
@@ -105,7 +106,7 @@ def _parts(name: str) -> tuple[str, int, str]:
     """The layer, as in _LAYERS, the number of the block and the leaf of a canonical name."""
     layer, leaf = name.rsplit(".", 1)
     block = re.search(r"\.(\d+)\.", layer)
-    return re.sub(r"\.\d+\.", ".{i}.", layer), int(block[1]) if block else 0, leaf
+    return template(layer), int(block[1]) if block else 0, leaf
 
 
 def _without_singleton_axes(name: str, array: np.ndarray) -> np.ndarray:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from mixer_common.config.fields import by_name
-from mixer_common.config.model import ModelConfig, weight_shapes
+from mixer_common.config.model import ModelConfig, checked_image_size, weight_shapes
 from mixer_common.config.presets import MODELS
 from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.weights.canonical import ModelWeights, check_weights
 from mixer_common.weights.files import load_weights, save_weights
+from mixer_common.weights.reading import plain_array
 
 _FILE_DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
 
@@ -66,11 +67,8 @@ def canonical_arrays(config: ModelConfig, weights: Mapping[str, Any]) -> dict[st
 
 def to_numpy(value: Any) -> np.ndarray:
     """A copy of an array or tensor of any framework and device; floating-point numbers of 16 bits become float32."""
-    if hasattr(value, "detach"):  # a tensor of PyTorch, which may require a gradient or lie on a GPU
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = np.array(value, order="C")
-    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
+    array = np.array(plain_array(value), order="C")
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def load_model(path: str | Path, **details: Any) -> ModelWeights:
@@ -118,11 +116,7 @@ def target_size(images: Any, image_size: int | tuple[int, int] | None) -> tuple[
 
     Raises UserError where it is neither.
     """
-    return (
-        images.shape[1:3]
-        if image_size is None
-        else model_config("tiny", image_size=image_size, patch_size=1).image_size
-    )
+    return images.shape[1:3] if image_size is None else checked_image_size(image_size)
 
 
 def _check_shape(name: str, shape: tuple[int, ...], size: tuple[int, int] | None) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mixer_common import files
 from mixer_common.errors import UserError
 from mixer_common.weights import containers
 from mixer_common.weights.canonical import ModelWeights
@@ -43,15 +42,3 @@ def arrays_like(
     if container == "torch":
         written = {name.rpartition("/")[2]: array for name, array in written.items()}
     return written, theirs
-
-
-def save_like(path: Path, arrays: Mapping[str, np.ndarray], progress: ByteCallback) -> None:
-    """Writes named arrays to a file, whose ending tells the container; it appears when it is complete."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = files.hidden_sibling(path, "new")
-    try:
-        containers.write(new, path.suffix, arrays, progress)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.weights.patterns import Source
+from mixer_common.weights.reading import SEPARATOR
 
-SEPARATOR = re.compile(r"[./\\]")
 # Words that tell the roles of modules where their shapes do not.
 _WORDS = {
     "token": re.compile(r"(?i)tok|patch|spatial|seq"),

@@ -90,6 +90,21 @@ def describe_names(names: Names, config: ModelConfig) -> list[str]:
     return [*lines, *([f"zeros, since the file has none: {', '.join(missing)}"] if missing else [])]
 
 
+def template(name: str) -> str:
+    """A canonical name with {i} in place of the number of the block."""
+    return re.sub(r"\.\d+\.", ".{i}.", name)
+
+
+def template_shapes() -> dict[str, tuple[int, ...]]:
+    """The template of every canonical name, with a shape that has as many axes."""
+    return {template(name): shape for name, shape in weight_shapes(ModelConfig()).items()}
+
+
+def canonical_pattern(num_axes: int) -> str:
+    """The pattern of a canonical array with so many axes."""
+    return " ".join(_AXES[num_axes])
+
+
 def read_names(path: Path) -> dict[str, Source]:
     """The table of a TOML file: for a canonical name, the file's name, or its name and layout; {i} stands for the
     number of the block. The pattern is empty where the table leaves out the layout.
@@ -103,7 +118,7 @@ def read_names(path: Path) -> dict[str, Source]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no TOML file ({error}): expected lines such as {_EXAMPLE}.") from None
     names = {}
-    known = {re.sub(r"\.\d+\.", ".{i}.", name): shape for name, shape in weight_shapes(ModelConfig()).items()}
+    known = template_shapes()
     for name, value in table.items():
         entry = {"name": value} if isinstance(value, str) else value
         if (
@@ -112,7 +127,7 @@ def read_names(path: Path) -> dict[str, Source]:
             or not all(isinstance(part, str) for part in entry.values())
         ):
             raise UserError(f"{path}: {name} is {value!r}, but expected lines such as {_EXAMPLE}.")
-        shape = known.get(re.sub(r"\.\d+\.", ".{i}.", name))
+        shape = known.get(template(name))
         if shape is None:
             raise UserError(f"{path} names {name!r}, which is no array of a Mixer: choose one of {', '.join(known)}.")
         if "layout" in entry:

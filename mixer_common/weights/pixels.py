@@ -88,12 +88,17 @@ def describe_scale(scale: PixelScale) -> str:
 def scale_in_config(values: Mapping[str, Any], origin: str) -> PixelScale | None:
     """The scale in the config.json of timm, also in its "pretrained_cfg", or in Hugging Face's
     preprocessor_config.json; None where there is none. Raises UserError where it is no scale."""
-    inner = values.get("pretrained_cfg")
-    for part in (inner if isinstance(inner, dict) else {}, values):
+    for part in config_parts(values):
         for mean, std in (("mean", "std"), ("image_mean", "image_std")):
             if mean in part and std in part:
                 return checked_scale(part[mean], part[std], origin)
     return None
+
+
+def config_parts(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The places of a setting in a config.json, the first before the second: timm's "pretrained_cfg", the top."""
+    inner = values.get("pretrained_cfg")
+    return inner if isinstance(inner, dict) else {}, values
 
 
 def is_scale(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Arrays as others hold them, made NumPy's under flat names; and what the readers of several containers share."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from mixer_common.errors import UserError
+
+SEPARATOR = re.compile(r"[./\\]")  # between the parts of an array's name
 
 
 def incomplete_file(path: Path, kind: str, error: Exception) -> UserError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
+from mixer_common.config.model import ImageSize, ModelConfig, squarest_image, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.weights.canonical import ModelWeights, mismatches, with_details
 from mixer_common.weights.formats import FORMATS, Format
@@ -18,7 +18,7 @@ from mixer_common.weights.patterns import Source, canonical_arrays, describe_nam
 from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale, fold_scale, is_scale, scale_in_arrays
 from mixer_common.weights.reading import flatten, plain_array
 from mixer_common.weights.structure import NoStructure, Structure, recognise_structure
-from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights, is_moment
+from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights, is_counter, is_moment
 
 DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
 
@@ -67,12 +67,8 @@ def recognise_weights(
         raise UserError(f"{origin} is in the {format} format, which has the {own} block only: leave out the {other}.")
     found = _arrays_of(arrays, wrapped, sets)
     notes = [choice] if choice else []
-    if buffers := scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin):
-        scale, buffer_names = buffers
-        found = {name: array for name, array in found.items() if name not in buffer_names}
-        if pixels is None:
-            pixels = scale
-            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
+    pixels, buffer_names = _pixel_scale(arrays, pixels, notes, origin)
+    found = {name: array for name, array in found.items() if name not in buffer_names}
     head = [prefix + table.file_name(name, num_blocks) for name in ("head.weight", "head.bias")]
     has_head = any(name in found for name in head)
     if not has_head:
@@ -94,10 +90,8 @@ def recognise_weights(
         array = found[prefix + table.file_name(name, num_blocks)]
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         canonical[name] = table.from_file(name, array, shape)
-    assumed = [name for name in ("gelu", "layer_norm_epsilon", "image_size") if name not in details]
-    assumed += [] if block_is_told else ["block"]
-    assumed += ["pixels"] if pixels is None else []
-    weights = ModelWeights(config, canonical, format, tuple(assumed), tuple(notes), has_head=has_head)
+    assumed = _assumed(details, block_is_told, pixels)
+    weights = ModelWeights(config, canonical, format, assumed, tuple(notes), has_head=has_head)
     return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
 
 
@@ -111,16 +105,11 @@ def _by_structure(
 ) -> ModelWeights:
     """The model in arrays whose names no table knows."""
     notes = []
-    if buffers := scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin):
-        scale, buffer_names = buffers
-        arrays = {name: array for name, array in arrays.items() if name not in buffer_names}
-        if pixels is None:
-            pixels = scale
-            notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(buffer_names)}")
+    pixels, buffer_names = _pixel_scale(arrays, pixels, notes, origin)
     arrays = {
         name: array
         for name, array in arrays.items()
-        if re.split(r"[./\\]", name)[-1] != "n_averaged" and not is_moment(name)
+        if name not in buffer_names and not is_counter(name) and not is_moment(name)
     }
     sets = _sets_by_structure({name: tuple(np.shape(a)) for name, a in arrays.items()}, origin, details, names)
     if not sets:
@@ -137,12 +126,33 @@ def _by_structure(
     plain = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in plain.items()}
     config = structure.config
     notes += [f"by its structure: {line}" for line in describe_names(structure.names, config)]
-    assumed = [name for name in ("gelu", "layer_norm_epsilon", "image_size") if name not in details]
-    assumed += [] if structure.block_is_told else ["block"]
-    assumed += ["pixels"] if pixels is None else []
+    assumed = _assumed(details, structure.block_is_told, pixels)
     canonical = canonical_arrays(plain, structure.names, config)
-    weights = ModelWeights(config, canonical, "structure", tuple(assumed), tuple(notes), structure.names)
+    weights = ModelWeights(config, canonical, "structure", assumed, tuple(notes), structure.names)
     return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
+
+
+def _pixel_scale(
+    arrays: Mapping[str, Any], stated: PixelScale | None, notes: list[str], origin: str
+) -> tuple[PixelScale | None, list[str]]:
+    """The scale of the pixels that is stated, or else that of the arrays' own buffers, and the names of these buffers.
+
+    Where the buffers decide, a note for people is added to `notes`.
+    """
+    buffers = scale_in_arrays({name: plain_array(arrays[name]) for name in arrays if is_scale(name)}, origin)
+    if buffers is None:
+        return stated, []
+    scale, names = buffers
+    if stated is None:
+        notes.append(f"{describe_scale(scale)}, of the file's own {' and '.join(names)}")
+    return stated or scale, names
+
+
+def _assumed(details: Mapping[str, Any], block_is_told: bool, pixels: PixelScale | None) -> tuple[str, ...]:
+    """What neither the arrays nor the user tells; see ModelWeights.assumed."""
+    is_told = {"block": block_is_told, "pixels": pixels is not None}
+    names = ("gelu", "layer_norm_epsilon", "image_size", "block", "pixels")
+    return tuple(name for name in names if not is_told.get(name, name in details))
 
 
 def _sets_by_structure(
@@ -178,9 +188,7 @@ def _arrays_of(
     return {
         name: wrapped.table.accept(name, plain_array(array))
         for name, array in arrays.items()
-        if name.startswith(wrapped.prefix)
-        and not name.startswith(others)
-        and re.split(r"[./\\]", name)[-1] != "n_averaged"  # torch's AveragedModel counts in it
+        if name.startswith(wrapped.prefix) and not name.startswith(others) and not is_counter(name)
     }
 
 
@@ -232,10 +240,8 @@ def _infer_config(
         return max(votes[getattr(_PROBE, field)].items(), key=lambda vote: vote[1], default=(1, 0))[0]
 
     num_patches, patch_size = most_voted("num_patches"), most_voted("patch_size")
-    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
-    columns = num_patches // rows
     return ModelConfig(
-        image_size=ImageSize(rows * patch_size, columns * patch_size),
+        image_size=squarest_image(num_patches, patch_size),
         num_blocks=num_blocks,
         patch_size=patch_size,
         **{name: most_voted(name) for name in ("num_classes", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")},

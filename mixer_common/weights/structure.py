@@ -13,10 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mixer_common.config.model import ImageSize, ModelConfig, weight_shapes
+from mixer_common.config.model import ModelConfig, squarest_image, weight_shapes
 from mixer_common.errors import UserError
-from mixer_common.weights.likelihood import ROLES, SEPARATOR, Module, Structure, likeliest
-from mixer_common.weights.patterns import Source, axes, file_shape
+from mixer_common.weights.likelihood import ROLES, Module, Structure, likeliest
+from mixer_common.weights.patterns import Source, axes, canonical_pattern, file_shape, template, template_shapes
+from mixer_common.weights.reading import SEPARATOR
 
 Shapes = Mapping[str, tuple[int, ...]]
 _BIASES = re.compile(r"(?i)(bias|beta|b|shift|offset)\d*$")
@@ -55,12 +56,12 @@ def _stated_structure(shapes: Shapes, block: str | None, given: Mapping[str, Sou
 
     A layout that he leaves out is PyTorch's.
     """
-    templates = {re.sub(r"\.\d+\.", ".{i}.", name): shape for name, shape in weight_shapes(ModelConfig()).items()}
+    templates = template_shapes()
     if not all(name in given for name in templates if name.endswith(".weight")):
         return None
-    usual = {4: "o i h w", 2: "o i", 1: "o"}
     stated = {
-        name: source._replace(pattern=source.pattern or usual[len(templates[name])]) for name, source in given.items()
+        name: source._replace(pattern=source.pattern or canonical_pattern(len(templates[name])))
+        for name, source in given.items()
     }
     first = stated["blocks.{i}.token_mixing.fc1.weight"].name
     if "{i}" not in first:
@@ -70,7 +71,7 @@ def _stated_structure(shapes: Shapes, block: str | None, given: Mapping[str, Sou
         name: Source(source.name.replace("{i}", str(i)), source.pattern)
         for name in weight_shapes(ModelConfig(num_blocks=max(num_blocks, 1)))
         for i in re.findall(r"\.(\d+)\.", name) or ["0"]
-        if (source := stated.get(re.sub(r"\.\d+\.", ".{i}.", name)))
+        if (source := stated.get(template(name)))
     }
     if not num_blocks or {source.name for source in names.values()} != set(shapes):
         return None
@@ -297,7 +298,6 @@ def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int
 
 def _config(num_patches: int, patch_size: int, block: str, head_pattern: str, **sizes: int) -> ModelConfig:
     """A config for the squarest image. The head's layout tells whose GELU and epsilon are usual."""
-    rows = next(rows for rows in range(math.isqrt(num_patches), 0, -1) if num_patches % rows == 0)
     flax = "i o" in head_pattern
     own: dict[str, Any] = {
         "block": block,
@@ -305,8 +305,7 @@ def _config(num_patches: int, patch_size: int, block: str, head_pattern: str, **
         "layer_norm_epsilon": 1e-6 if flax else 1e-5,
         "init": "flax" if flax else "pytorch",
     }
-    image_size = ImageSize(rows * patch_size, num_patches // rows * patch_size)
-    return ModelConfig(image_size=image_size, patch_size=patch_size, **sizes, **own)
+    return ModelConfig(image_size=squarest_image(num_patches, patch_size), patch_size=patch_size, **sizes, **own)
 
 
 def _agrees(structure: Structure, given: Mapping[str, Source]) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mixer_common.errors import UserError
 from mixer_common.weights.formats import FLAX_VARIANTS, FORMATS, NUMBER, Format
+from mixer_common.weights.reading import SEPARATOR
 
 # Optimizers and gradients hold arrays under the names of the weights, and so look like weights.
 _MOMENTS = {"opt_state", "optimizer_state", "opt_states", "mu", "nu", "trace", "momentum", "grads", "param_states"}
@@ -57,7 +58,12 @@ def find_weights(names: Sequence[str]) -> list[WrappedWeights]:
 
 def is_moment(name: str) -> bool:
     """Whether an array of this name, or with this prefix, is an optimizer's or a gradient."""
-    return bool(_MOMENTS & set(re.split(r"[./\\]", name)))
+    return bool(_MOMENTS & set(SEPARATOR.split(name)))
+
+
+def is_counter(name: str) -> bool:
+    """Whether an array of this name is the number in which torch's AveragedModel counts its steps."""
+    return SEPARATOR.split(name)[-1] == "n_averaged"
 
 
 def choose_weights(found: Sequence[WrappedWeights], prefer: str | None, origin: str) -> tuple[WrappedWeights, str]:

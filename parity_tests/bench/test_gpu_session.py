@@ -176,7 +176,7 @@ def main():
 def test_an_interruption_ends_the_script_and_is_told(tmp_path, monkeypatch):
     (tmp_path / "train_jax.py").write_text(TRAIN)
     monkeypatch.setattr(gpu_session, "SCRIPTS", tmp_path)
-    monkeypatch.setattr(recipe_training, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(recipe_training, "SECONDS_BETWEEN_LINES", 0)
 
     def say(text: str) -> None:
         if "epoch 1" in text:

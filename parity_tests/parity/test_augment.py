@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+from helpers import AUGMENTATION, assert_runs_equal, explained_by_rounding
 from helpers import EVERYTHING as REGULARISED
-from helpers import assert_runs_equal, explained_by_rounding
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.autoaugment import _apply_op
@@ -30,12 +30,7 @@ from mixer_common.plan.random import generator
 H, W = 24, 32
 EVERYTHING = replace(
     REGULARISED,
-    crop_padding=4,
-    flip=True,
-    trivial_augment=True,
-    cutout=8,
-    mixup=0.2,
-    cutmix=1.0,
+    **AUGMENTATION,
     accumulation=2,
     ema_decay=0.99,
 )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import EVERYTHING, assert_runs_equal, trained
+from helpers import AUGMENTATION, EVERYTHING, assert_runs_equal, trained
 
 import mixer_jax.forward
 import mixer_jax.train
@@ -123,12 +123,7 @@ def test_a_batch_in_parts_is_the_same_batch(module, digits):
     config = replace(config, num_blocks=2)
     whole = replace(
         whole,
-        crop_padding=4,
-        flip=True,
-        trivial_augment=True,
-        cutout=8,
-        mixup=0.2,
-        cutmix=1.0,
+        **AUGMENTATION,
         ema_decay=0.9,
         warmup_epochs=0,
     )
