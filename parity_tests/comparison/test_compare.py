@@ -10,9 +10,9 @@ import pytest
 import torch.nn.functional as F
 from helpers import random_weights
 
+import mixer_torch.activations
 import mixer_torch.framework
 import mixer_torch.model
-import mixer_torch.activations
 from mixer_common.comparison.bounds import forward_bounds
 from mixer_common.comparison.diagnosis import describe_weights, likely_cause
 from mixer_common.comparison.differences import layer_differences

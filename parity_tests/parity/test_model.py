@@ -12,11 +12,11 @@ from helpers import random_weights
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import mixer_jax.model
 import mixer_jax.activations
+import mixer_jax.model
 import mixer_jax.train
-import mixer_torch.model
 import mixer_torch.activations
+import mixer_torch.model
 import mixer_torch.train
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF, forward_bounds, gradient_bound, gradient_scales
 from mixer_common.comparison.differences import LayerDifference, layer_differences, relative_error
