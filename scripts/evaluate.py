@@ -18,7 +18,7 @@ from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
 from mixer_common.options import DataDir, Device, FrameworkName, parse
-from mixer_common.runs import checkpoint, pictures
+from mixer_common.runs import checkpoint
 from mixer_common.training import metrics
 
 
@@ -78,6 +78,8 @@ def main() -> None:
     if arguments.json:
         files.replace_file(arguments.json, (json.dumps(figures, indent=2) + "\n").encode())
     if arguments.picture:
+        from mixer_common.runs import pictures
+
         pictures.confusion(matrix, dataset.class_names, arguments.picture)
 
 
