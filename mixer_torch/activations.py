@@ -1,4 +1,4 @@
-"""What a comparison looks at: every activation and every gradient of a model. Twin of mixer_jax/record.py."""
+"""What a comparison looks at: every activation and every gradient of a model. Twin of mixer_jax/activations.py."""
 
 from collections.abc import Mapping
 
