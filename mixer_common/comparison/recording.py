@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -110,6 +110,14 @@ class RecordingSubject:
     @property
     def framework(self) -> str:
         return self.recording.origin.framework
+
+    def with_weights(self, arrays: Arrays) -> NoReturn:
+        """Raises UserError: there is nothing that could be computed with other weights."""
+        del arrays
+        raise UserError(
+            f"{self.recording.origin.name} is a recording, which cannot be computed with other weights: name the model "
+            "itself on that side."
+        )
 
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None

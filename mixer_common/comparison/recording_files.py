@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF
-from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording
+from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, RecordingSubject
 from mixer_common.config.fields import from_dict
 from mixer_common.config.model import ModelConfig, activation_names, layers, model_config_from_json, weight_shapes
 from mixer_common.errors import UserError
@@ -32,10 +32,10 @@ from mixer_common.weights.safetensors_files import RECORDING_KEY
 VERSION = 1
 # The groups of arrays, and the attributes of a Recording that hold them.
 GROUPS = {
-    "activations": "activations",
-    "activation_gradients": "activation_gradients",
     "weights": "weights",
+    "activations": "activations",
     "weight_gradients": "gradients",
+    "activation_gradients": "activation_gradients",
 }
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I32": "<i4", "U8": "|u1"}
 _NAMES_OF_DTYPES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -170,8 +170,8 @@ def record_to_file(
     """
     dtype, num_images = np.dtype("<f8" if origin.precision == "float64" else "<f4"), len(inputs.images)
     activations = {layer.name: (dtype, (num_images, *layer.activation)) for layer in layers(config)}
-    layout = {f"activations.{name}": entry for name, entry in activations.items()}
-    layout |= {f"weights.{name}": (array.dtype, array.shape) for name, array in weights.items()}
+    layout = {f"weights.{name}": (array.dtype, array.shape) for name, array in weights.items()}
+    layout |= {f"activations.{name}": entry for name, entry in activations.items()}
     if gradients:
         layout |= {f"weight_gradients.{name}": (dtype, shape) for name, shape in weight_shapes(config).items()}
         layout |= {f"activation_gradients.{name}": entry for name, entry in activations.items()}
@@ -196,6 +196,26 @@ def is_recording(path: Path) -> bool:
             return f'"{RECORDING_KEY}"'.encode() in file.read(min(_LARGEST_HEADER, struct.unpack("<Q", start[:8])[0]))
     except OSError:
         return False
+
+
+def open_recording(text: str) -> RecordingSubject | None:
+    """The recording that a side of a comparison names, as PATH, jax:PATH or torch:PATH; None where there is none.
+
+    Its origin is named as the user named the file. Raises UserError where it is damaged, or was made in the framework
+    that is not named.
+    """
+    prefix, colon, rest = text.partition(":")
+    framework, path = (prefix, Path(rest)) if colon and prefix in ("jax", "torch") else (None, Path(text))
+    if not is_recording(path):
+        return None
+    recording = load_recording(path)
+    origin = recording.origin
+    if framework not in (None, origin.framework):
+        raise UserError(
+            f"{path} was recorded in {origin.framework}, so it is no side of {framework}: write its path alone."
+        )
+    origin = replace(origin, name=text, model=f"a recording of {origin.name}, {origin.model}")
+    return RecordingSubject(replace(recording, origin=origin))
 
 
 def load_recording(path: Path) -> Recording:
