@@ -53,15 +53,19 @@ def _verdict(comparison: CheckpointComparison, differing: list[ArrayDifference])
 def _table(differing: list[ArrayDifference], tolerance: float | None) -> Table:
     table = Table(title="Arrays that differ", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("array", no_wrap=True)
-    for heading in ("max error", "L2 error"):
+    for heading in ("max error", "L2 error", "median ULP", "max ULP"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("there in A", "in B"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for array in differing:
-        difference = array.difference
+        difference, largest = array.difference, array.difference.largest
         mark = "past" if tolerance is not None and array.past_bound else ""
         table.add_row(
             _full_name(array),
             *(f"{value:.1e}" for value in (difference.max_error, difference.l2_error)),
+            *("" if ulp is None else f"{ulp:.3g}" for ulp in (difference.ulp_median, difference.ulp_max)),
+            *(("", "") if largest is None else (f"{largest.a:.8g}", f"{largest.b:.8g}")),
             f"{mark} {difference.note}".strip(),
         )
     return table

@@ -71,8 +71,8 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[SettingDiffe
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        value = " ".join(map(str, value))
     if value is None or value == "":
         return "–"
-    if isinstance(value, tuple | list):
-        return " ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
