@@ -5,13 +5,20 @@ turns one side's values into the other's is the cause, whichever program made it
 """
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
+from mixer_common.comparison.architectures import describe_architectures, describe_shapes
 from mixer_common.comparison.differences import LayerDifference, relative_error
-from mixer_common.comparison.mistakes import recompute
-from mixer_common.comparison.recording import Recording
-from mixer_common.config.model import describe_differences, layers
+from mixer_common.comparison.gradient_mistakes import gradient_mistakes, right_gradient
+from mixer_common.comparison.mistakes import SIGNIFICANT_BITS, fitted_mistakes, layer_mistakes, rounded
+from mixer_common.comparison.order_mistakes import order_mistakes
+from mixer_common.comparison.recording import Arrays, Recording
+from mixer_common.comparison.reference import Reference, merged
+from mixer_common.comparison.weight_mistakes import describe_blocks, describe_storage, differing_weights
+from mixer_common.config.model import Layer, ModelConfig, layers
 
 # A mistake explains a difference when it leaves at most this share of it.
 _EXPLAINED = 0.02
@@ -27,6 +34,7 @@ _USUAL_CAUSES = {
     "residual": "a residual connection left out or taken from another place, or a scaled branch",
     "pool": "a maximum or a class token instead of the mean over the patches",
 }
+Candidates = Iterator[tuple[str, np.ndarray]]
 
 
 def describe_weights(a: Recording, b: Recording) -> str:
@@ -34,7 +42,7 @@ def describe_weights(a: Recording, b: Recording) -> str:
     names = list(a.weights)
     if names != list(b.weights):
         return f"{len(names)} arrays in A, {len(b.weights)} in B: the models have different layers"
-    differing = _differing_weights(a, b)
+    differing = differing_weights(a.weights, b.weights)
     if not differing:
         return "the same on both sides, to the bit"
     name = differing[0]
@@ -46,20 +54,44 @@ def describe_weights(a: Recording, b: Recording) -> str:
 
 
 def likely_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
-    """Sentences on the cause of a difference, that of the first activation past its bound."""
+    """Sentences on the cause of a difference, that of the first activation past its bound.
+
+    Also of any activation, where b was computed with A's activations in place of its own.
+    """
+    return f"{_cause(difference, a, b)}{_observations(a, b)}"
+
+
+def likely_gradient_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
+    """Sentences on the cause of a difference in gradients, that of the first past its bound on the way back.
+
+    difference: of an activation's gradient, or of a weight's; every activation agrees.
+    """
+    for right, candidates, value, names in _gradient_sides(difference.name, a, b):
+        if mistake := _explanation(difference, value, right, candidates):
+            return f"{names[0]}'s gradient is {names[1]}'s with {mistake}.{_observations(a, b)}"
+    return (
+        "Every activation agrees, so the way back differs: a derivative rule, "
+        f"the loss, or the precision of a sum over images and patches.{_observations(a, b)}"
+    )
+
+
+def _cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
     name = difference.name
+    if a.config != b.config and difference.note:
+        return describe_architectures(name, a.config, b.config)
+    if name in a.activations and name in b.activations and difference.note:
+        return describe_shapes(name, a, b)
     if difference.note:
-        if name == "head":
-            return (
-                f"A tells {a.config.num_classes} classes apart, B {b.config.num_classes}: one head was replaced, "
-                "or counts a class, such as a background, that the other does not."
-            )
-        return f"The architectures differ: {describe_differences(a.config, b.config)}."
+        return f"Only one side shows {name}: the other does not compute it, or not in a module of its own."
     layer = next(layer for layer in layers(a.config) if layer.name == name)
     usual_causes = _USUAL_CAUSES.get(name, _USUAL_CAUSES[layer.kind])
-    if mistake := _mistake(difference, a, b):
+    differing = differing_weights(a.weights, b.weights)
+    if blocks := describe_blocks(layer, a.weights, b.weights):
+        return blocks
+    if mistake := _mistake(difference, layer, a, b):
         return mistake
-    differing = _differing_weights(a, b)
+    if differing and (storage := describe_storage(differing, a.weights, b.weights)):
+        return storage
     if len(differing) > len(a.weights) / 2:
         return (
             f"The weights are others, {len(differing)} of {len(a.weights)} arrays by up to "
@@ -78,24 +110,102 @@ def likely_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
                 f"No usual mistake gives these values; a relative L2 error of {difference.l2_error:.0e} is the size of "
                 f"rounding to {precision} in this layer."
             )
-    return f"Usual causes here: {usual_causes}."
+    return f"No usual mistake gives these values. Usual causes here: {usual_causes}."
 
 
-def _mistake(difference: LayerDifference, a: Recording, b: Recording) -> str:
+def _mistake(difference: LayerDifference, layer: Layer, a: Recording, b: Recording) -> str:
     """One sentence on the mistake that turns one side's values into the other's; empty where none does."""
     name = difference.name
     for good, odd, good_name, odd_name in ((a, b, "A", "B"), (b, a, "B", "A")):
-        value, right = (side.activations[name].astype(np.float64) for side in (odd, good))
-        enough = max(difference.bound, _EXPLAINED * relative_error(value, right))
-        layer = next(layer for layer in layers(good.config) if layer.name == name)
-        expected, mistakes = recompute(layer, good, odd.config)
-        if relative_error(right, expected) > enough:  # does not do what its weights and config say
-            continue
-        errors = {mistake: relative_error(value, candidate) for mistake, candidate in mistakes.items()}
-        nearest = min(errors, key=lambda mistake: errors[mistake])
-        if errors[nearest] <= enough:
-            return f"{odd_name}'s values are {good_name}'s with {nearest}."
+        value, stated = (side.activations[name].astype(np.float64) for side in (odd, good))
+        known = merged(a.activations, b.activations)
+        del known[name]
+        model = Reference(good.config, good.weights, good.inputs.images, known)
+        if relative_error(stated, model.value(layer)) > _enough(difference, value, stated):
+            continue  # does not do what its weights and config say
+        unseen = _unseen(layer, model, odd.activations)
+        for candidates in (
+            chain(layer_mistakes(layer, model, odd.config), _unseen_mistakes(unseen, layer, model, odd.config)),
+            order_mistakes(layer, model),
+            chain.from_iterable(
+                _continued(order_mistakes(earlier, model), earlier, layer, model) for earlier in unseen
+            ),
+            fitted_mistakes(layer, model, value),
+            _low_precision(value, difference),
+            _rearranged(value, stated, difference),
+        ):
+            if mistake := _explanation(difference, value, stated, candidates):
+                return f"{odd_name}'s values are {good_name}'s with {mistake}."
     return ""
+
+
+def _explanation(difference: LayerDifference, value: np.ndarray, right: np.ndarray, candidates: Candidates) -> str:
+    """The mistakes whose values are one side's, joined by "or" where several give the same; empty where none does."""
+    enough, errors = _enough(difference, value, right), {}
+    for mistake, values in candidates:
+        if values.shape == value.shape and relative_error(values, right) > difference.bound:
+            errors[mistake] = relative_error(values, value)
+    # NaN is greater than nothing and less than nothing.
+    errors = {mistake: error for mistake, error in errors.items() if error <= enough}
+    if not errors:
+        return ""
+    same = max(difference.bound, 2 * min(errors.values()))
+    return ", or with ".join(mistake for mistake in sorted(errors, key=errors.__getitem__) if errors[mistake] <= same)
+
+
+def _enough(difference: LayerDifference, value: np.ndarray, right: np.ndarray) -> float:
+    """The largest relative error that a mistake may leave to explain a difference."""
+    return max(difference.bound, _EXPLAINED * relative_error(value, right))
+
+
+def _unseen(layer: Layer, model: Reference, seen: Arrays) -> list[Layer]:
+    """The layers just before this one that a side did not show, the nearest first."""
+    unseen = []
+    for earlier in reversed(model.before(layer)):
+        if earlier.name in seen:
+            break
+        unseen.append(earlier)
+    return unseen
+
+
+def _unseen_mistakes(unseen: list[Layer], layer: Layer, model: Reference, other: ModelConfig) -> Candidates:
+    for earlier in unseen:
+        yield from _continued(layer_mistakes(earlier, model, other), earlier, layer, model)
+
+
+def _continued(candidates: Candidates, earlier: Layer, layer: Layer, model: Reference) -> Candidates:
+    """What the mistakes of an earlier layer make of this one."""
+    for mistake, values in candidates:
+        if values.shape[1:] == earlier.activation:
+            yield f"{mistake}, at {earlier.name}", model.continued(earlier.name, values, layer)
+
+
+def _low_precision(value: np.ndarray, difference: LayerDifference) -> Candidates:
+    for precision, bits in SIGNIFICANT_BITS.items():
+        if difference.l2_error <= 4 * 2.0**-bits and (value == rounded(value, bits)).all():
+            yield f"rounding to {precision}: every value is a number of that precision", value
+
+
+def _rearranged(value: np.ndarray, right: np.ndarray, difference: LayerDifference) -> Candidates:
+    if relative_error(np.sort(value, axis=None), np.sort(right, axis=None)) <= difference.bound:
+        yield "the same numbers in other places: reshaped where it should be transposed, or in another order", value
+
+
+def _gradient_sides(name: str, a: Recording, b: Recording):
+    """For each side as the right one: the right gradient, its usual mistakes, and the other side's gradient."""
+    for good, odd, names in ((a, b, ("B", "A")), (b, a, ("A", "B"))):
+        kind = "gradients" if name in a.weights else "activation_gradients"
+        stated, value = (getattr(side, kind) or {} for side in (good, odd))
+        if name not in stated:
+            continue
+        stated = stated[name].astype(np.float64)
+        value = value[name].astype(np.float64) if name in value else np.zeros_like(stated)
+        model = Reference(good.config, good.weights, good.inputs.images, merged(a.activations, b.activations))
+        known = merged(a.activation_gradients, b.activation_gradients)
+        labels = good.inputs.labels % good.config.num_classes
+        right = right_gradient(name, model, known, labels)
+        if right is not None and relative_error(stated, right, float(np.abs(stated).max()) or None) <= 1e-3:
+            yield stated, gradient_mistakes(name, model, known, labels, value), value, names
 
 
 def _largest_error(names: list[str], a: Recording, b: Recording) -> float:
@@ -104,10 +214,8 @@ def _largest_error(names: list[str], a: Recording, b: Recording) -> float:
     return max((relative_error(*pair) for pair in pairs if pair[0].shape == pair[1].shape), default=math.inf)
 
 
-def _differing_weights(a: Recording, b: Recording) -> list[str]:
-    """The weights of A that B does not have, to the bit."""
-    return [
-        name
-        for name, array in a.weights.items()
-        if name not in b.weights or array.dtype != b.weights[name].dtype or array.tobytes() != b.weights[name].tobytes()
-    ]
+def _observations(a: Recording, b: Recording) -> str:
+    """What the modules of both sides did that no Mixer should do, as sentences; empty where they did nothing such."""
+    return "".join(
+        f" Of {letter}: {'; '.join(side.observations)}." for letter, side in (("A", a), ("B", b)) if side.observations
+    )
