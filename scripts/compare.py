@@ -7,7 +7,7 @@ show differences in the arithmetic, too, such as TF32. Exit code 1 where the sid
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ import tyro
 
 from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
+from mixer_common.comparison.isolate import isolate
 from mixer_common.comparison.printing import print_comparison
 from mixer_common.comparison.sides import WeightsSubject, images_to_compare, open_model
 from mixer_common.data import load_dataset
@@ -35,6 +36,9 @@ class Arguments:
     """Compare the gradients of the mean cross-entropy, too."""
     tolerance: float | None = None
     """Largest relative error of any layer. Default: what rounding explains, for each layer its own."""
+    isolate: bool = False
+    """Feed every layer of B with A's activations, too, so that a fault does not colour what follows: every layer that
+    is at fault by itself is named."""
     images: int = 8
     """Number of test images that both sides compute."""
     dataset: DatasetName = "auto"
@@ -56,19 +60,23 @@ def main() -> int:
     dataset = load_dataset(arguments.dataset, arguments.data_dir, frameworks[models[0].framework].download)
     inputs = images_to_compare(dataset, arguments.images)
     print(f"Images     {inputs.description}\nPrecision  {arguments.precision}", flush=True)
-    recordings = []
+    subjects, recordings = [], []
     for letter, model in zip("AB", models, strict=True):
         framework, start = frameworks[model.framework], time.perf_counter()
         device = framework.prepare(arguments.device, arguments.precision)
         runs_in = f"{framework.name} {framework.versions[framework.name]} on {framework.describe(device)}"
         print(f"{letter}          {model.name}: {model.description}; {runs_in}", flush=True)
         subject = WeightsSubject(model, framework, partial(framework.prepare, arguments.device))
+        subjects.append(subject)
         recordings.append(subject.record(inputs, arguments.precision, arguments.gradients))
         print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
     comparison = compare(recordings[0], recordings[1], arguments.tolerance)
+    if arguments.isolate:
+        isolation = isolate(recordings[0], recordings[1], subjects[1], arguments.tolerance)
+        comparison = replace(comparison, isolation=isolation)
     print_comparison(comparison)
     write_files(comparison, arguments)
-    return 1 if comparison.first_past_bound else 0
+    return 0 if comparison.agrees else 1
 
 
 def check(arguments: Arguments) -> None:
