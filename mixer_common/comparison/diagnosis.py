@@ -14,11 +14,11 @@ from mixer_common.comparison.architectures import describe_architectures, descri
 from mixer_common.comparison.differences import LayerDifference, relative_error
 from mixer_common.comparison.gradient_mistakes import gradient_mistakes, right_gradient
 from mixer_common.comparison.mistakes import SIGNIFICANT_BITS, fitted_mistakes, layer_mistakes, rounded
-from mixer_common.comparison.order_mistakes import order_mistakes
+from mixer_common.comparison.order_mistakes import order_mistakes, side_by_side
 from mixer_common.comparison.recording import Arrays, Recording
 from mixer_common.comparison.reference import Reference, merged
 from mixer_common.comparison.weight_mistakes import describe_blocks, describe_storage, differing_weights
-from mixer_common.config.model import Layer, ModelConfig, layers
+from mixer_common.config.model import Layer, ModelConfig, layers, weight_shapes
 
 # A mistake explains a difference when it leaves at most this share of it.
 _EXPLAINED = 0.02
@@ -56,40 +56,16 @@ def describe_weights(a: Recording, b: Recording) -> str:
 def likely_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
     """Sentences on the cause of a difference, that of the first activation past its bound.
 
-    Also of any activation, where b was computed with A's activations in place of its own.
+    Also of any activation, where b holds A's activations before it, since b was computed with them.
     """
-    return f"{_cause(difference, a, b)}{_observations(a, b)}"
-
-
-def likely_gradient_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
-    """Sentences on the cause of a difference in gradients, that of the first past its bound on the way back.
-
-    difference: of an activation's gradient, or of a weight's; every activation agrees.
-    """
-    for right, candidates, value, names in _gradient_sides(difference.name, a, b):
-        if mistake := _explanation(difference, value, right, candidates):
-            return f"{names[0]}'s gradient is {names[1]}'s with {mistake}.{_observations(a, b)}"
-    return (
-        "Every activation agrees, so the way back differs: a derivative rule, "
-        f"the loss, or the precision of a sum over images and patches.{_observations(a, b)}"
-    )
-
-
-def _cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
     name = difference.name
-    if a.config != b.config and difference.note:
-        return describe_architectures(name, a.config, b.config)
-    if name in a.activations and name in b.activations and difference.note:
-        return describe_shapes(name, a, b)
     if difference.note:
-        return f"Only one side shows {name}: the other does not compute it, or not in a module of its own."
+        return _shape_cause(difference, a, b)
     layer = next(layer for layer in layers(a.config) if layer.name == name)
     usual_causes = _USUAL_CAUSES.get(name, _USUAL_CAUSES[layer.kind])
     differing = differing_weights(a.weights, b.weights)
-    if blocks := describe_blocks(layer, a.weights, b.weights):
-        return blocks
-    if mistake := _mistake(difference, layer, a, b):
-        return mistake
+    if cause := describe_blocks(layer, a.weights, b.weights) or _mistake(difference, layer, a, b):
+        return cause
     if differing and (storage := describe_storage(differing, a.weights, b.weights)):
         return storage
     if len(differing) > len(a.weights) / 2:
@@ -104,13 +80,62 @@ def _cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
             f"The weights differ here: {' and '.join(here)}, by {_largest_error(here, a, b):.1e} of the largest. "
             f"If they should be the same: {usual_causes}."
         )
+    observed = "".join(
+        f" Of {letter}: {' '.join(side.observations)}" for letter, side in (("A", a), ("B", b)) if side.observations
+    )
     for precision, low, high in _ROUNDING_RANGES:
         if low <= difference.l2_error <= high and layer.kind != "gelu":
             return (
                 f"No usual mistake gives these values; a relative L2 error of {difference.l2_error:.0e} is the size of "
-                f"rounding to {precision} in this layer."
+                f"rounding to {precision} in this layer.{observed}"
             )
-    return f"No usual mistake gives these values. Usual causes here: {usual_causes}."
+    return f"No usual mistake gives these values. Usual causes here: {usual_causes}.{observed}"
+
+
+def likely_gradient_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
+    """One sentence on the cause of a difference in gradients, that of the first past its bound on the way back.
+
+    difference: of an activation's gradient, or of a weight's. Empty where no usual mistake explains it.
+    """
+    name = difference.name
+    kind = "gradients" if name in a.weights else "activation_gradients"
+    labels = a.inputs.labels % a.config.num_classes
+    known = merged(a.activation_gradients, b.activation_gradients)
+    known.pop(name, None)
+    for good, odd, good_name, odd_name in ((a, b, "A", "B"), (b, a, "B", "A")):
+        stated, given = (getattr(side, kind) or {} for side in (good, odd))
+        if name not in stated:
+            continue
+        model = Reference(good.config, merged(good.weights, odd.weights), a.inputs.images, _activations(a, b))
+        right = right_gradient(name, model, known, labels)
+        stated = stated[name].astype(np.float64)
+        value = given[name].astype(np.float64) if name in given else np.zeros_like(stated)
+        if relative_error(stated, right) > _enough(difference, value, stated):
+            continue
+        if mistake := _explanation(difference, value, stated, gradient_mistakes(name, model, known, labels, value)):
+            return f"{odd_name}'s gradient is {good_name}'s with {mistake}."
+    return ""
+
+
+def _shape_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
+    """Sentences on an activation that has another shape on the other side, or is none of it."""
+    name = difference.name
+    if weight_shapes(a.config) != weight_shapes(b.config):
+        return describe_architectures(name, a.config, b.config)
+    if name in a.activations and name in b.activations:
+        return describe_shapes(name, a, b)
+    side = b if name in a.activations else a
+    return f"{side.origin.name} does not show this layer. {' '.join(side.observations)}".rstrip()
+
+
+def _activations(a: Recording, b: Recording) -> dict[str, np.ndarray]:
+    """What is known of every layer: A's activations, which B was given where layers are isolated, else B's."""
+    shapes = {layer.name: layer.activation for layer in layers(a.config)}
+    return {
+        name: array
+        for name, array in merged(a.activations, b.activations).items()
+        if array.shape[1:] == shapes.get(name)
+    }
 
 
 def _mistake(difference: LayerDifference, layer: Layer, a: Recording, b: Recording) -> str:
@@ -118,13 +143,14 @@ def _mistake(difference: LayerDifference, layer: Layer, a: Recording, b: Recordi
     name = difference.name
     for good, odd, good_name, odd_name in ((a, b, "A", "B"), (b, a, "B", "A")):
         value, stated = (side.activations[name].astype(np.float64) for side in (odd, good))
-        known = merged(a.activations, b.activations)
+        known = _activations(a, b)
         del known[name]
-        model = Reference(good.config, good.weights, good.inputs.images, known)
+        model = Reference(good.config, merged(good.weights, odd.weights), good.inputs.images, known)
         if relative_error(stated, model.value(layer)) > _enough(difference, value, stated):
             continue  # does not do what its weights and config say
         unseen = _unseen(layer, model, odd.activations)
         for candidates in (
+            side_by_side(layer, model, odd.activations),
             chain(layer_mistakes(layer, model, odd.config), _unseen_mistakes(unseen, layer, model, odd.config)),
             order_mistakes(layer, model),
             chain.from_iterable(
@@ -191,31 +217,7 @@ def _rearranged(value: np.ndarray, right: np.ndarray, difference: LayerDifferenc
         yield "the same numbers in other places: reshaped where it should be transposed, or in another order", value
 
 
-def _gradient_sides(name: str, a: Recording, b: Recording):
-    """For each side as the right one: the right gradient, its usual mistakes, and the other side's gradient."""
-    for good, odd, names in ((a, b, ("B", "A")), (b, a, ("A", "B"))):
-        kind = "gradients" if name in a.weights else "activation_gradients"
-        stated, value = (getattr(side, kind) or {} for side in (good, odd))
-        if name not in stated:
-            continue
-        stated = stated[name].astype(np.float64)
-        value = value[name].astype(np.float64) if name in value else np.zeros_like(stated)
-        model = Reference(good.config, good.weights, good.inputs.images, merged(a.activations, b.activations))
-        known = merged(a.activation_gradients, b.activation_gradients)
-        labels = good.inputs.labels % good.config.num_classes
-        right = right_gradient(name, model, known, labels)
-        if right is not None and relative_error(stated, right, float(np.abs(stated).max()) or None) <= 1e-3:
-            yield stated, gradient_mistakes(name, model, known, labels, value), value, names
-
-
 def _largest_error(names: list[str], a: Recording, b: Recording) -> float:
     """The largest relative error of those weights that can be subtracted; infinite where none can."""
     pairs = [(b.weights[name], a.weights[name]) for name in names if name in b.weights]
     return max((relative_error(*pair) for pair in pairs if pair[0].shape == pair[1].shape), default=math.inf)
-
-
-def _observations(a: Recording, b: Recording) -> str:
-    """What the modules of both sides did that no Mixer should do, as sentences; empty where they did nothing such."""
-    return "".join(
-        f" Of {letter}: {'; '.join(side.observations)}." for letter, side in (("A", a), ("B", b)) if side.observations
-    )

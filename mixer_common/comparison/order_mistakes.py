@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mixer_common.comparison.recording import Arrays
 from mixer_common.comparison.reference import Reference
 from mixer_common.config.model import Layer
 
@@ -22,11 +23,7 @@ def order_mistakes(layer: Layer, model: Reference) -> Candidates:
     if block:
         own, other = "token_mixing", "channel_mixing"
         if name == "channel_norm":
-            own, other = other, own
-            yield (
-                "the input of the block instead of the sum after token mixing: the two mixers side by side",
-                model.value(layer, model.stream(int(block.split(".")[1]))),
-            )
+            own = other
         else:
             yield (
                 "channel mixing before it: the order of the two mixers exchanged",
@@ -44,6 +41,21 @@ def order_mistakes(layer: Layer, model: Reference) -> Candidates:
     if name != "channel_norm":
         i = int(block.split(".")[1]) if block else model.config.num_blocks
         yield from _block_order_mistakes(layer, model, i)
+
+
+def side_by_side(layer: Layer, model: Reference, seen: Arrays) -> Candidates:
+    """The stream between the two mixers of a block that adds both to its input, as the other side shows it.
+
+    seen: the activations of that side; where the block ends tells such a block from one without token mixing.
+    """
+    block, _, name = layer.name.rpartition(".")
+    end = f"{block}.channel_mixing"
+    if name != "token_mixing" or end not in seen or seen[end].shape[1:] != layer.activation:
+        return
+    branch, stream = model.inputs(layer)
+    both = stream + branch + model.branch(end, stream)
+    if np.abs(seen[end] - both).max() <= 1e-3 * np.abs(both).max():
+        yield "the input of the block for both of its mixers: they stand side by side, not one after the other", stream
 
 
 def _block_order_mistakes(layer: Layer, model: Reference, i: int) -> Candidates:
