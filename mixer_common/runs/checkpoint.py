@@ -35,7 +35,7 @@ class RunConfig:
     dataset_fingerprint: str  # Dataset.fingerprint
     class_names: tuple[str, ...]
     picture_size: int  # pixels, height and width of the data set's images
-    init_from: str = ""  # path of the weights that the run began from; empty: the seed drew them
+    init_from: str = ""  # path or address of the weights that the run began from; empty: the seed drew them
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
