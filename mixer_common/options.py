@@ -20,7 +20,8 @@ DataDir = Annotated[
     tyro.conf.arg(help="Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."),
 ]
 FrameworkName = Annotated[
-    Literal["auto", "jax", "torch"], tyro.conf.arg(help="The framework that computes; auto: the one that trained last.")
+    Literal["auto", "jax", "torch"],
+    tyro.conf.arg(help="The framework that computes; auto: the one that trained last, and JAX for weights alone."),
 ]
 Precision = Annotated[
     Literal["float32", "bfloat16", "float64"],
