@@ -107,10 +107,18 @@ class Framework(Protocol):
         ...
 
     def activations(
-        self, config: ModelConfig, weights: Arrays, images: np.ndarray, precision: str, device: Any
+        self,
+        config: ModelConfig,
+        weights: Arrays,
+        images: np.ndarray,
+        precision: str,
+        device: Any,
+        replacements: Arrays | None = None,
     ) -> dict[str, np.ndarray]:
         """Every activation of one forward pass, (N, ...) in the weights' dtype, named and ordered as
-        mixer_common.config.model.activation_names; "head" is the logits."""
+        mixer_common.config.model.activation_names; "head" is the logits.
+
+        replacements: activations, by name, with which the model goes on after it has computed its own."""
         ...
 
     def gradients(
@@ -118,6 +126,13 @@ class Framework(Protocol):
     ) -> dict[str, np.ndarray]:
         """Canonical gradients, in the weights' dtype, of the mean cross-entropy of uint8 images (N, H, W, 3) and
         labels (N,), nothing dropped."""
+        ...
+
+    def activation_gradients(
+        self, config: ModelConfig, weights: Arrays, images: np.ndarray, labels: np.ndarray, precision: str, device: Any
+    ) -> dict[str, np.ndarray]:
+        """Gradients of the same loss with respect to every activation, by the names and in the order of
+        `activations`, in the weights' dtype."""
         ...
 
     def download(self, data_dir: Path) -> None:

@@ -7,7 +7,7 @@ from mixer_common.machine import versions
 from mixer_jax.device import describe, prepare
 from mixer_jax.download import download_cifar10
 from mixer_jax.forward import logits_of_weights
-from mixer_jax.record import activations_of_weights, gradients_of_weights
+from mixer_jax.record import activations_of_weights, gradients_of_activations, gradients_of_weights
 from mixer_jax.train import Trainer
 
 
@@ -18,6 +18,7 @@ class JaxFramework:
     logits = staticmethod(logits_of_weights)
     activations = staticmethod(activations_of_weights)
     gradients = staticmethod(gradients_of_weights)
+    activation_gradients = staticmethod(gradients_of_activations)
     download = staticmethod(download_cifar10)
 
     def __init__(self):

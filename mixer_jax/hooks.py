@@ -1,4 +1,4 @@
-"""What a forward pass does beside computing logits: it records activations and drops branches.
+"""What a forward pass does beside computing logits: it records or replaces activations, and drops branches.
 
 Twin of mixer_torch/hooks.py. Shapes: B images, S patches, C channels.
 """
@@ -9,7 +9,7 @@ from jax import Array
 
 from mixer_jax.xla import materialize_gradient
 
-Recorder = Callable[[str, Array], None]
+Recorder = Callable[[str, Array], Array]
 
 
 class Hooks:
@@ -25,7 +25,9 @@ class Hooks:
         prefix: str = "",
         one: Array | None = None,
     ):
-        """recorder: called with the name and value of every activation; prefix: what the names begin with.
+        """recorder: called with the name and value of every activation; the model goes on with what it returns.
+
+        prefix: what the names begin with.
 
         drop_path: what every branch is multiplied with: of the model (num_blocks, 2, B), of a block (2, B), of a
         branch (B,). one: a branch's, see mixer_jax.xla.materialize_gradient.
@@ -43,11 +45,13 @@ class Hooks:
             Hooks(self.recorder, self._drop_path(1), f"{self.prefix}channel_", one),
         )
 
-    def record(self, name: str, x: Array) -> Array:
-        """x, which the recorder gets to see."""
-        if self.recorder is not None:
-            self.recorder(self.prefix + name, x)
-        return x
+    def record(self, name: str, x: Array, over_tokens: bool = False) -> Array:
+        """What the recorder returns for x, or x without one; (B, S, C), or over tokens (B, C, S)."""
+        if self.recorder is None:
+            return x
+        if over_tokens:
+            return self.recorder(self.prefix + name, x.swapaxes(1, 2)).swapaxes(1, 2)
+        return self.recorder(self.prefix + name, x)
 
     def add(self, x: Array, branch: Array) -> Array:
         """The residual connection: x + branch, or x alone where the branch is dropped; all (B, S, C)."""

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 
-from mixer_common.config.model import ModelConfig, activation_names
+from mixer_common.config.model import ModelConfig, activation_names, layers
 from mixer_jax.device import WEIGHTS_DTYPE, Device
 from mixer_jax.forward import forward
 from mixer_jax.model import build_model, to_canonical
@@ -15,18 +16,31 @@ from mixer_jax.train import cross_entropy
 
 
 def activations_of_weights(
-    config: ModelConfig, weights: Mapping[str, np.ndarray], images: np.ndarray, precision: str, device: Device
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    precision: str,
+    device: Device,
+    replacements: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every activation of one forward pass, in network order and in the weights' dtype; "head" is the logits."""
+    """Every activation of one forward pass, in network order and in the weights' dtype; "head" is the logits.
+
+    replacements: activations, by name, with which the model goes on after it has computed its own.
+    """
     graphdef, state = nnx.split(build_model(config, weights, device, WEIGHTS_DTYPE[precision]))
 
     @jax.jit
-    def run(state: nnx.State, images: Array) -> dict[str, Array]:
+    def run(state: nnx.State, images: Array, replacements: Mapping[str, Array]) -> dict[str, Array]:
         recorded: dict[str, Array] = {}
-        forward(nnx.merge(graphdef, state), images, None, precision, recorded.__setitem__)
+
+        def record(name: str, x: Array) -> Array:
+            recorded[name] = x
+            return replacements[name].astype(x.dtype) if name in replacements else x
+
+        forward(nnx.merge(graphdef, state), images, None, precision, record)
         return {name: value.astype(WEIGHTS_DTYPE[precision]) for name, value in recorded.items()}
 
-    recorded = run(state, images)  # a dict comes back from jit sorted by its keys
+    recorded = run(state, images, dict(replacements or {}))  # a dict comes back from jit sorted by its keys
     return {name: np.asarray(recorded[name]) for name in activation_names(config)}
 
 
@@ -47,3 +61,29 @@ def gradients_of_weights(
         return cross_entropy(forward(nnx.merge(graphdef, params), images, None, precision), labels, 0.0)
 
     return to_canonical(config, run(params, images, labels))
+
+
+def gradients_of_activations(
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    precision: str,
+    device: Device,
+) -> dict[str, np.ndarray]:
+    """Gradients of the same loss with respect to every activation, in network order and in the weights' dtype."""
+    graphdef, params = nnx.split(build_model(config, weights, device, WEIGHTS_DTYPE[precision]))
+    dtype = WEIGHTS_DTYPE[precision]
+    # The gradient of a zero that is added to an activation is that of the activation.
+    zeros = {layer.name: jnp.zeros((len(images), *layer.activation), dtype) for layer in layers(config)}
+
+    @jax.jit
+    @jax.grad
+    def run(zeros: dict[str, Array], params: nnx.State, images: Array, labels: Array) -> Array:
+        def add(name: str, x: Array) -> Array:
+            return x + zeros[name].astype(x.dtype)
+
+        return cross_entropy(forward(nnx.merge(graphdef, params), images, None, precision, add), labels, 0.0)
+
+    gradients = run(zeros, params, images, labels)
+    return {name: np.asarray(gradients[name]) for name in activation_names(config)}

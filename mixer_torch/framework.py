@@ -9,7 +9,7 @@ from mixer_common.machine import versions
 from mixer_torch.device import describe, prepare
 from mixer_torch.download import download_cifar10
 from mixer_torch.forward import logits_of_weights
-from mixer_torch.record import activations_of_weights, gradients_of_weights
+from mixer_torch.record import activations_of_weights, gradients_of_activations, gradients_of_weights
 from mixer_torch.train import Trainer
 
 
@@ -20,6 +20,7 @@ class TorchFramework:
     logits = staticmethod(logits_of_weights)
     activations = staticmethod(activations_of_weights)
     gradients = staticmethod(gradients_of_weights)
+    activation_gradients = staticmethod(gradients_of_activations)
     download = staticmethod(download_cifar10)
 
     def __init__(self, compiled: bool = False):

@@ -1,4 +1,4 @@
-"""What a forward pass does beside computing logits: it records activations and drops branches.
+"""What a forward pass does beside computing logits: it records or replaces activations, and drops branches.
 
 Twin of mixer_jax/hooks.py. Shapes: B images, S patches, C channels.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Recorder = Callable[[str, Tensor], None]
+Recorder = Callable[[str, Tensor], Tensor]
 
 
 class Hooks:
@@ -17,7 +17,9 @@ class Hooks:
     """
 
     def __init__(self, recorder: Recorder | None = None, drop_path: Tensor | None = None, prefix: str = ""):
-        """recorder: called with the name and value of every activation; prefix: what the names begin with.
+        """recorder: called with the name and value of every activation; the model goes on with what it returns.
+
+        prefix: what the names begin with.
 
         drop_path: what every branch is multiplied with: of the model (num_blocks, 2, B), of a block (2, B), of a
         branch (B,).
@@ -35,11 +37,13 @@ class Hooks:
             Hooks(self.recorder, self._drop_path(1), f"{self.prefix}channel_"),
         )
 
-    def record(self, name: str, x: Tensor) -> Tensor:
-        """x, which the recorder gets to see."""
-        if self.recorder is not None:
-            self.recorder(self.prefix + name, x)
-        return x
+    def record(self, name: str, x: Tensor, over_tokens: bool = False) -> Tensor:
+        """What the recorder returns for x, or x without one; (B, S, C), or over tokens (B, C, S)."""
+        if self.recorder is None:
+            return x
+        if over_tokens:
+            return self.recorder(self.prefix + name, x.transpose(1, 2)).transpose(1, 2)
+        return self.recorder(self.prefix + name, x)
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
         """The residual connection: x + branch, or x alone where the branch is dropped; all (B, S, C)."""

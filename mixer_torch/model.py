@@ -37,9 +37,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, hooks: Hooks) -> Tensor:
         hidden = self.fc1(self._swap(x))  # (B, S, hidden), or over tokens (B, C, hidden)
-        hooks.record("mixing.fc1", self._swap(hidden))
+        hidden = hooks.record("mixing.fc1", hidden, self.over_tokens)
         hidden = F.gelu(hidden, approximate="tanh" if self.gelu == "tanh" else "none")
-        hooks.record("mixing.gelu", self._swap(hidden))
+        hidden = hooks.record("mixing.gelu", hidden, self.over_tokens)
         return hooks.record("mixing.fc2", self._swap(self.fc2(hidden)))  # (B, S, C)
 
     def _swap(self, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Mixer(nn.Module):
         drop_path: (num_blocks, 2, B), what every branch is multiplied with (see
         mixer_common.plan.drop_paths.drop_path_scales); None drops nothing, as in evaluation.
         recorder: called with the name and value of every activation in network order
-        (mixer_common.config.model.activation_names).
+        (mixer_common.config.model.activation_names); the model goes on with what it returns.
 
         Raises UserError for whole numbers, and for images of another size than the config's.
         """

@@ -8,16 +8,16 @@ show differences in the arithmetic, too, such as TF32. Exit code 1 where the sid
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from mixer_common.comparison.compare import Comparison, Side, compare
+from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
 from mixer_common.comparison.printing import print_comparison
-from mixer_common.comparison.recording import record
-from mixer_common.comparison.sides import images_to_compare, open_model
+from mixer_common.comparison.sides import WeightsSubject, images_to_compare, open_model
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
@@ -51,22 +51,21 @@ def main() -> int:
     check(arguments)
     models = [open_model(arguments.a, "jax"), open_model(arguments.b, "torch")]
     frameworks = {name: load_framework(name) for name in dict.fromkeys(model.framework for model in models)}
-    devices = {name: framework.prepare(arguments.device, arguments.precision) for name, framework in frameworks.items()}
+    for framework in frameworks.values():  # before the data: a device that is missing is said first
+        framework.prepare(arguments.device, arguments.precision)
     dataset = load_dataset(arguments.dataset, arguments.data_dir, frameworks[models[0].framework].download)
-    images, labels, description = images_to_compare(dataset, arguments.images)
-    print(f"Images     {description}\nPrecision  {arguments.precision}", flush=True)
-    sides, recordings = [], []
+    inputs = images_to_compare(dataset, arguments.images)
+    print(f"Images     {inputs.description}\nPrecision  {arguments.precision}", flush=True)
+    recordings = []
     for letter, model in zip("AB", models, strict=True):
-        name, start = model.framework, time.perf_counter()
-        framework, device = frameworks[name], devices[name]
-        runs_in = f"{name} {framework.versions[name]} on {framework.describe(device)}"
-        sides.append(Side(model.name, model.description, runs_in, model.step_losses))
+        framework, start = frameworks[model.framework], time.perf_counter()
+        device = framework.prepare(arguments.device, arguments.precision)
+        runs_in = f"{framework.name} {framework.versions[framework.name]} on {framework.describe(device)}"
         print(f"{letter}          {model.name}: {model.description}; {runs_in}", flush=True)
-        recordings.append(
-            record(framework, device, model.weights, images, labels, arguments.precision, arguments.gradients)
-        )
+        subject = WeightsSubject(model, framework, partial(framework.prepare, arguments.device))
+        recordings.append(subject.record(inputs, arguments.precision, arguments.gradients))
         print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
-    comparison = compare(sides, recordings, images, description, arguments.precision, arguments.tolerance)
+    comparison = compare(recordings[0], recordings[1], arguments.tolerance)
     print_comparison(comparison)
     write_files(comparison, arguments)
     return 1 if comparison.first_past_bound else 0

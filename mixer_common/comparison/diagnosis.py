@@ -45,11 +45,8 @@ def describe_weights(a: Recording, b: Recording) -> str:
     return f"{len(differing)} of {len(names)} arrays differ, the first is {name}: {difference}"
 
 
-def likely_cause(difference: LayerDifference, a: Recording, b: Recording, images: np.ndarray) -> str:
-    """Sentences on the cause of a difference, that of the first activation past its bound.
-
-    images: uint8 (N, H, W, 3), those of the activations.
-    """
+def likely_cause(difference: LayerDifference, a: Recording, b: Recording) -> str:
+    """Sentences on the cause of a difference, that of the first activation past its bound."""
     name = difference.name
     if difference.note:
         if name == "head":
@@ -60,7 +57,7 @@ def likely_cause(difference: LayerDifference, a: Recording, b: Recording, images
         return f"The architectures differ: {describe_differences(a.config, b.config)}."
     layer = next(layer for layer in layers(a.config) if layer.name == name)
     usual_causes = _USUAL_CAUSES.get(name, _USUAL_CAUSES[layer.kind])
-    if mistake := _mistake(difference, a, b, images):
+    if mistake := _mistake(difference, a, b):
         return mistake
     differing = _differing_weights(a, b)
     if len(differing) > len(a.weights) / 2:
@@ -84,14 +81,14 @@ def likely_cause(difference: LayerDifference, a: Recording, b: Recording, images
     return f"Usual causes here: {usual_causes}."
 
 
-def _mistake(difference: LayerDifference, a: Recording, b: Recording, images: np.ndarray) -> str:
+def _mistake(difference: LayerDifference, a: Recording, b: Recording) -> str:
     """One sentence on the mistake that turns one side's values into the other's; empty where none does."""
     name = difference.name
     for good, odd, good_name, odd_name in ((a, b, "A", "B"), (b, a, "B", "A")):
         value, right = (side.activations[name].astype(np.float64) for side in (odd, good))
         enough = max(difference.bound, _EXPLAINED * relative_error(value, right))
         layer = next(layer for layer in layers(good.config) if layer.name == name)
-        expected, mistakes = recompute(layer, good, odd.config, images)
+        expected, mistakes = recompute(layer, good, odd.config)
         if relative_error(right, expected) > enough:  # does not do what its weights and config say
             continue
         errors = {mistake: relative_error(value, candidate) for mistake, candidate in mistakes.items()}

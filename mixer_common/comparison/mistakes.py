@@ -17,10 +17,10 @@ Candidates = tuple[np.ndarray, dict[str, np.ndarray]]
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def recompute(layer: Layer, recording: Recording, other: ModelConfig, images: np.ndarray) -> Candidates:
+def recompute(layer: Layer, recording: Recording, other: ModelConfig) -> Candidates:
     """The activation of a layer by one side's input, weights and config, right and with each usual mistake.
 
-    other: the config of the other side, whose settings may be the mistake; images: uint8 (N, H, W, 3).
+    other: the config of the other side, whose settings may be the mistake.
     """
     config, before = recording.config, _layers_before(layer, recording.config)
     inputs = [recording.activations[name].astype(np.float64) for name in _inputs(layer, before)]
@@ -28,7 +28,7 @@ def recompute(layer: Layer, recording: Recording, other: ModelConfig, images: np
     match layer.kind:
         case "stem":
             weight, bias = weights
-            return _stem_candidates(_pixels(images, config), weight, bias, config)
+            return _stem_candidates(_pixels(recording.inputs.images, config), weight, bias, config)
         case "norm":
             (x,), (weight, bias) = inputs, weights
             return _norm_candidates(layer, x, weight, bias, recording, other)

@@ -1,13 +1,18 @@
 """The input of a comparison: models opened by their paths, and the images that both compute."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording
+from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import model_name
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
+from mixer_common.interface import Framework
 from mixer_common.plan.random import generator
 from mixer_common.runs import checkpoint
 from mixer_common.runs.folder import read_losses
@@ -24,6 +29,49 @@ class OpenedModel:
     framework: str  # "jax" or "torch": the one that computes it
     weights: ModelWeights
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
+
+
+class WeightsSubject:
+    """A run or a file of weights, computed by this project's model in one of the frameworks."""
+
+    def __init__(self, model: OpenedModel, framework: Framework, device: Callable[[str], Any]):
+        """device: gives the framework's device, prepared for a precision."""
+        self._model, self._framework, self._device = model, framework, device
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._model.weights.config
+
+    @property
+    def weights(self) -> Arrays:
+        return self._model.weights.arrays
+
+    @property
+    def framework(self) -> str:
+        return self._framework.name
+
+    def record(
+        self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
+    ) -> Recording:
+        """See recording.Subject."""
+        framework, device, model = self._framework, self._device(precision), (self.config, self.weights)
+        labels = inputs.labels % self.config.num_classes
+        return Recording(
+            *model,
+            framework.activations(*model, inputs.images, precision, device, replacements),
+            inputs,
+            Origin(
+                self._model.name,
+                self._model.description,
+                framework.name,
+                framework.versions,
+                framework.describe(device),
+                precision,
+                self._model.step_losses,
+            ),
+            framework.gradients(*model, inputs.images, labels, precision, device) if gradients else None,
+            framework.activation_gradients(*model, inputs.images, labels, precision, device) if gradients else None,
+        )
 
 
 def open_model(text: str, default_framework: str) -> OpenedModel:
@@ -49,8 +97,8 @@ def open_model(text: str, default_framework: str) -> OpenedModel:
     return OpenedModel(text, description, framework or state.last_framework, weights, losses)
 
 
-def images_to_compare(dataset: Dataset, count: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The first test images, uint8 (count, H, W, 3), their labels (count,), and a description for people.
+def images_to_compare(dataset: Dataset, count: int) -> Inputs:
+    """The first test images, and a description of them.
 
     Where all of them are grey, the last one becomes coloured noise: else colours in the wrong order would not show.
     """
@@ -60,7 +108,7 @@ def images_to_compare(dataset: Dataset, count: int) -> tuple[np.ndarray, np.ndar
     if (images == images[..., :1]).all():
         images[-1] = generator(0, 0, "noise").integers(0, 256, images[-1].shape)
         description += "; the last one coloured noise, since they are grey"
-    return images, labels, description
+    return Inputs(images, labels, description)
 
 
 def _size(weights: ModelWeights) -> str:

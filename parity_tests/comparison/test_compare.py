@@ -3,23 +3,23 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
-import jax
 import numpy as np
 import pytest
-import torch
 import torch.nn.functional as F
 from helpers import random_weights
 
-import mixer_jax.record
 import mixer_torch.framework
 import mixer_torch.model
 import mixer_torch.record
 from mixer_common.comparison.bounds import forward_bounds
 from mixer_common.comparison.diagnosis import describe_weights, likely_cause
 from mixer_common.comparison.differences import layer_differences
-from mixer_common.comparison.recording import Recording
+from mixer_common.comparison.recording import Inputs
+from mixer_common.comparison.sides import OpenedModel, WeightsSubject
 from mixer_common.config.model import ModelConfig, activation_names
+from mixer_common.interface import load_framework
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import save_weights
 
@@ -390,17 +390,16 @@ def test_no_mistake_explains_what_has_none(block):
     """Every candidate differs from the right value, so that a cause is never named for a rounding."""
     config = replace(CONFIG, block=block)
     weights, images = random_weights(config), np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
-    jax.config.update("jax_enable_x64", True)
-    a = Recording(
-        config, weights, mixer_jax.record.activations_of_weights(config, weights, images, "float64", jax.devices()[0])
-    )
-    b = Recording(
-        config,
-        weights,
-        mixer_torch.record.activations_of_weights(config, weights, images, "float64", torch.device("cpu")),
+    inputs = Inputs(images, np.zeros(2, np.int32), "noise")
+    model = OpenedModel("a", "a Mixer", "", ModelWeights(config, weights, "canonical"))
+    a, b = (
+        WeightsSubject(model, load_framework(name), partial(load_framework(name).prepare, "cpu")).record(
+            inputs, "float64"
+        )
+        for name in ("jax", "torch")
     )
     assert describe_weights(a, b) == "the same on both sides, to the bit"
     for error in layer_differences(b.activations, a.activations, forward_bounds(config, "float64")):
         assert not error.past_bound
-        cause = likely_cause(error, a, b, images)
+        cause = likely_cause(error, a, b)
         assert "values are" not in cause, (error.name, cause)

@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from mixer_common.comparison.bounds import forward_bounds, gradient_bound
-from mixer_common.comparison.compare import Comparison, Side
+from mixer_common.comparison.compare import Comparison
 from mixer_common.comparison.differences import LayerDifference
 from mixer_common.comparison.loss_curves import _loss_figure, save_loss_curves
 from mixer_common.comparison.page import write_page
+from mixer_common.comparison.recording import Origin
 from mixer_common.config.model import activation_names, weight_shapes
 from mixer_common.config.presets import MODELS
 
@@ -44,15 +45,18 @@ def comparison(
     )
     bound = gradient_bound(config, "float32", 8)
     return Comparison(
-        Side("runs/jax-run", f"{model}, {config.num_parameters:,} parameters", "jax 0.10 on CPU", losses[0]),
-        Side("torch:weights.npz", f"timm weights of {model}", "torch 2.9 on CPU", losses[1]),
+        origin("runs/jax-run", f"{model}, {config.num_parameters:,} parameters", "jax", "0.10", losses[0]),
+        origin("torch:weights.npz", f"timm weights of {model}", "torch", "2.9", losses[1]),
         "8 test images of digits",
-        "float32",
         "the same on both sides, to the bit",
         tuple(errors),
         tuple(LayerDifference(name, 0.02 * bound, bound / 100, bound) for name in weight_shapes(config) if gradients),
         cause="B's values are A's with the tanh form of GELU instead of the exact form." if parts_at else "",
     )
+
+
+def origin(name: str, model: str, framework: str, version: str, losses: np.ndarray | None = None) -> Origin:
+    return Origin(name, model, framework, {framework: version}, "CPU", "float32", losses)
 
 
 def changed(errors: tuple[LayerDifference, ...], name: str, **values: object) -> tuple[LayerDifference, ...]:
@@ -233,7 +237,7 @@ def test_names_are_text(tmp_path):
     page = page_of(
         replace(
             given,
-            a=replace(given.a, name=name, model=name, runs_in=name),
+            a=replace(given.a, name=name, model=name, device=name),
             b=replace(given.b, name=name),
             images=name,
             weights=name,

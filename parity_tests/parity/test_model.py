@@ -218,7 +218,7 @@ def test_stochastic_depth_drops_whole_branches_of_single_images():
     drop_path[:, :, 1] = 0  # the second image loses every branch
     recorded: dict[str, torch.Tensor] = {}
     mixer_torch.model.build_model(config, weights)(
-        torch.from_numpy(pixels), torch.from_numpy(drop_path), recorded.__setitem__
+        torch.from_numpy(pixels), torch.from_numpy(drop_path), lambda name, x: recorded.setdefault(name, x)
     )
     assert torch.equal(recorded["blocks.1.channel_mixing"][1], recorded["stem"][1])
     whole = mixer_torch.model.build_model(config, weights)(torch.from_numpy(pixels))
