@@ -23,6 +23,7 @@ from mixer_common.training import messages
 from mixer_common.training.arguments import TrainArguments
 from mixer_common.training.given_weights import adapt_weights
 from mixer_common.training.loop import run_training
+from mixer_common.weights.addresses import local_path
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import overlap
 
@@ -103,7 +104,8 @@ def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: 
         weights, name = initial_weights(config, recipe.seed), arguments.model
     steps_in_epoch(len(dataset.train_images), recipe.batch_size)  # raises where there is none
     path = arguments.out or Path("runs") / f"{framework}-{name}-{dataset.name}-{recipe.seed}"
-    if arguments.init_from and overlap(path, arguments.init_from):
+    source = local_path(arguments.init_from) if arguments.init_from else None
+    if source and overlap(path, source):
         raise UserError(f"{path} is part of what the run begins from, {arguments.init_from}: choose another --out.")
     run_config = RunConfig(
         model_name=name,
@@ -116,7 +118,7 @@ def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: 
         dataset_fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
         picture_size=dataset.train_images.shape[1],
-        init_from=str(arguments.init_from or ""),
+        init_from=(given.origin if given else "") or str(arguments.init_from or ""),
     )
     run = RunFolder.begin(path, run_config, arguments.overwrite)
     return StartingPoint(run, TrainingProgress(0, ((framework, 0),)), weights, None)
