@@ -10,7 +10,7 @@ where the sides part.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ import tyro
 
 from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
+from mixer_common.comparison.isolate import isolate
 from mixer_common.comparison.printing import print_comparison
 from mixer_common.comparison.sides import SideOptions, images_to_compare, open_sides
 from mixer_common.data import load_dataset
@@ -51,6 +52,9 @@ class Arguments:
     """Compare the gradients of the mean cross-entropy, too."""
     tolerance: float | None = None
     """Largest relative error of any layer. Default: what rounding explains, for each layer its own."""
+    isolate: bool = False
+    """Feed every layer of B with A's activations, too, so that a fault does not colour what follows: every layer that
+    is at fault by itself is named."""
     images: int = 8
     """Number of test images that both sides compute."""
     dataset: DatasetName = "auto"
@@ -91,14 +95,17 @@ def main() -> int:
         recording = subject.record(inputs, arguments.precision, arguments.gradients)
         origin = recording.origin
         print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
-        for line in (*origin.notes, *recording.observations):
+        for line in origin.notes:
             print(f"           {line}")
         print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
         recordings.append(recording)
     comparison = compare(recordings[0], recordings[1], arguments.tolerance)
+    if arguments.isolate:
+        isolation = isolate(recordings[0], recordings[1], subjects[1], arguments.tolerance)
+        comparison = replace(comparison, isolation=isolation)
     print_comparison(comparison)
     write_files(comparison, arguments)
-    return 1 if comparison.first_past_bound else 0
+    return 0 if comparison.agrees else 1
 
 
 def side_options(arguments: Arguments) -> tuple[SideOptions, SideOptions]:
