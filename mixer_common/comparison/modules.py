@@ -80,23 +80,23 @@ class ModuleSubject:
         )
         self._weights = found[0]
         self._image_size = self._chosen_size(image_size)
-        if ambiguous is not None:
+        if len(found) > 1:
             self._weights = self._choose(found, ambiguous)
             self._image_size = self._chosen_size(image_size)
         if given is not None:
             self._load(given)
 
-    def _choose(self, found: Sequence[ModuleWeights], ambiguous: UserError) -> ModuleWeights:
-        """The one of several mappings by which the module's layers return what their weights give.
+    def _choose(self, found: Sequence[ModuleWeights], ambiguous: UserError | None) -> ModuleWeights:
+        """The one of several mappings by which the module's layers return what their weights give, else the first.
 
-        Raises the UserError where none of them is better than all others.
+        Raises the UserError, if there is one, where none of them is better than all others.
         """
         images = generator(0, 0, "noise").integers(0, 256, (2, *self._image_size, 3), np.uint8)
         pixels = bytes_to_pixels(images, self._image_size)
         device = self._device("float32")
         run = self._call(lambda: self._module.run(self._own_pixels(images, pixels, "float32"), "float32", device))
         scores = [agreement(run, weights, pixels) for weights in found]
-        if scores.count(max(scores)) > 1:
+        if ambiguous is not None and scores.count(max(scores)) > 1:
             raise ambiguous
         return found[scores.index(max(scores))]
 

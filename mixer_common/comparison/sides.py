@@ -11,7 +11,7 @@ import numpy as np
 from mixer_common.comparison.factories import call_factory, is_factory
 from mixer_common.comparison.modules import ModuleOptions, ModuleSubject, PixelLayout
 from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, Subject
-from mixer_common.comparison.recording_files import Progress, no_progress, record_to_file
+from mixer_common.comparison.recording_files import Progress, no_progress, open_recording, record_to_file
 from mixer_common.comparison.settings import run_settings
 from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import model_name
@@ -134,7 +134,7 @@ def open_side(
     options: SideOptions | None = None,
     image_size: ImageSize | None = None,
 ) -> Subject:
-    """One side of a comparison: a run or weights as open_model takes them, or somebody's module.
+    """One side of a comparison: a run or weights as open_model takes them, a recording, or somebody's module.
 
     A module is written jax:FILE.py:FUNCTION or torch:PACKAGE.MODULE:FUNCTION; the function is called, so that the
     user's own code runs. default_framework computes weights whose text names none. device: auto, cpu or gpu.
@@ -143,6 +143,8 @@ def open_side(
     options = options or SideOptions()
     if _is_module(text):
         return _open_module(text, device, options, image_size)
+    if (recording := open_recording(text)) is not None:
+        return recording
     model = open_model(text, default_framework, options)
     framework = load_framework(model.framework)
     return WeightsSubject(model, framework, partial(framework.prepare, device))
