@@ -1,7 +1,8 @@
 """Records what a model computes on test images: a file that compare.py takes as a side, anywhere and at any time.
 
 The side is a run, or a file of weights in any format that convert.py reads; "jax:" or "torch:" before it says which
-framework computes it, else a run is computed by the framework that trained it, and weights in JAX. The file holds the
+framework computes it, else a run is computed by the framework that trained it, and weights in JAX. It may also be your
+own model, torch:their_port.py:build or jax:package.module:build, whose code runs then. The file holds the
 images and labels, the activations, the weights and, with --gradients, all gradients.
 """
 
