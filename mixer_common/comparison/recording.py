@@ -82,6 +82,10 @@ class Subject(Protocol):
         """ "jax" or "torch"."""
         ...
 
+    def with_weights(self, arrays: Arrays) -> "Subject":
+        """The same model with other canonical weights. Raises UserError where it cannot be computed anew."""
+        ...
+
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
     ) -> Recording:
