@@ -107,7 +107,7 @@ def main() -> int:
         recording = subject.record(inputs, precision, arguments.gradients)
         origin = recording.origin
         print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
-        for line in (*origin.notes, *recording.observations):
+        for line in origin.notes:
             print(f"           {line}")
         if not isinstance(subject, RecordingSubject):
             print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)

@@ -11,7 +11,7 @@ from mixer_common.comparison.bounds import (
     gradient_bound,
     gradient_scales,
 )
-from mixer_common.comparison.diagnosis import describe_weights, likely_cause
+from mixer_common.comparison.diagnosis import describe_weights, likely_cause, likely_gradient_cause
 from mixer_common.comparison.differences import LayerDifference, layer_differences
 from mixer_common.comparison.isolate import Isolation
 from mixer_common.comparison.logits import LogitAgreement, logit_agreement
@@ -159,6 +159,8 @@ def _cause(comparison: Comparison, first: LayerDifference, a: Recording, b: Reco
     """Sentences on the cause of the first difference past its bound."""
     if first in comparison.activations:
         return likely_cause(first, a, b)
+    if cause := likely_gradient_cause(first, a, b):
+        return f"Every activation agrees. {cause}"
     if first in comparison.activation_gradients:
         passed = comparison.activation_gradients[: comparison.activation_gradients.index(first)]
         rule = f"the derivative of {passed[-1].name}" if passed else "the loss"
