@@ -10,14 +10,18 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
+from mixer_common.comparison.figures import write_figures
 from mixer_common.comparison.isolate import isolate
+from mixer_common.comparison.precision import default_precision
+from mixer_common.comparison.precisions import layer_effects
 from mixer_common.comparison.printing import print_comparison
+from mixer_common.comparison.recording import Inputs, Recording, Subject
 from mixer_common.comparison.sides import WeightsSubject, images_to_compare, open_model
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
@@ -31,14 +35,21 @@ class Arguments:
     """Side A: a run or a file of weights, with or without jax: or torch: before it."""
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """Side B: a run or a file of weights, with or without jax: or torch: before it."""
-    precision: Precision = "float64"
+    precision: Precision | None = None
+    """The arithmetic of both models; with bfloat16, the weights and the statistics of norms stay float32. Default:
+    float64; with --judge float32; for two runs of other weights the lower precision of their trainings."""
     gradients: bool = False
-    """Compare the gradients of the mean cross-entropy, too."""
+    """Compare the gradients of the mean cross-entropy, too: those of the activations, from the head back, and those of
+    the weights."""
     tolerance: float | None = None
     """Largest relative error of any layer. Default: what rounding explains, for each layer its own."""
+    judge: Literal["float64"] | None = None
+    """Run A in float64, too, and state for each layer by what factor B is further from that than A is."""
     isolate: bool = False
-    """Feed every layer of B with A's activations, too, so that a fault does not colour what follows: every layer that
-    is at fault by itself is named."""
+    """Run B with A's activations as the input of every layer, too, and name every layer that is at fault by itself."""
+    precisions: bool = False
+    """Run A with one layer after the other in bfloat16, too, and state what that does to the logits. It takes as many
+    passes as there are layers."""
     images: int = 8
     """Number of test images that both sides compute."""
     dataset: DatasetName = "auto"
@@ -46,6 +57,8 @@ class Arguments:
     device: Device = "auto"
     html: Path | None = None
     """Also write everything as one page to this file."""
+    json: Path | None = None
+    """Also write everything that was measured to this file."""
     picture: Path | None = None
     """File for the picture of both loss curves and their difference, of two runs. Default: runs/<A>-and-<B>.png."""
 
@@ -53,47 +66,76 @@ class Arguments:
 def main() -> int:
     arguments = parse(Arguments, __doc__)
     check(arguments)
-    models = [open_model(arguments.a, "jax"), open_model(arguments.b, "torch")]
-    frameworks = {name: load_framework(name) for name in dict.fromkeys(model.framework for model in models)}
-    for framework in frameworks.values():  # before the data: a device that is missing is said first
-        framework.prepare(arguments.device, arguments.precision)
-    dataset = load_dataset(arguments.dataset, arguments.data_dir, frameworks[models[0].framework].download)
+    sides = open_sides(arguments)
+    precision, reason = choose_precision(arguments, sides)
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, load_framework(sides[0].framework).download)
     inputs = images_to_compare(dataset, arguments.images)
-    print(f"Images     {inputs.description}\nPrecision  {arguments.precision}", flush=True)
-    subjects, recordings = [], []
-    for letter, model in zip("AB", models, strict=True):
-        framework, start = frameworks[model.framework], time.perf_counter()
-        device = framework.prepare(arguments.device, arguments.precision)
-        runs_in = f"{framework.name} {framework.versions[framework.name]} on {framework.describe(device)}"
-        print(f"{letter}          {model.name}: {model.description}; {runs_in}", flush=True)
-        subject = WeightsSubject(model, framework, partial(framework.prepare, arguments.device))
-        subjects.append(subject)
-        recordings.append(subject.record(inputs, arguments.precision, arguments.gradients))
-        print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
-    comparison = compare(recordings[0], recordings[1], arguments.tolerance)
+    print(f"Images     {inputs.description}\nPrecision  {precision}{f', {reason}' if reason else ''}", flush=True)
+    a, b = (record(side, letter, inputs, precision, arguments) for letter, side in zip("AB", sides, strict=True))
+    judge = sides[0].record(inputs, "float64") if arguments.judge else None
+    comparison = compare(a, b, arguments.tolerance, judge)
     if arguments.isolate:
-        isolation = isolate(recordings[0], recordings[1], subjects[1], arguments.tolerance)
-        comparison = replace(comparison, isolation=isolation)
+        comparison = replace(comparison, isolation=isolate(a, b, sides[1], arguments.tolerance))
+    if arguments.precisions:
+        comparison = replace(comparison, bfloat16=tuple(layer_effects(a, sides[0])))
     print_comparison(comparison)
     write_files(comparison, arguments)
     return 0 if comparison.agrees else 1
 
 
 def check(arguments: Arguments) -> None:
-    """Raises UserError for values out of range, and makes the folders of the files to write."""
+    """Raises UserError for values that do not fit, and makes the folders of the files to write."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}, but at least 1 image must be compared.")
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise UserError(f"--tolerance is {arguments.tolerance}, but a largest error must be at least 0.")
-    for path in (arguments.html, arguments.picture):
+    if arguments.judge and arguments.precision == "float64":
+        raise UserError("--judge float64 needs sides of a lower precision: choose --precision float32 or bfloat16.")
+    if arguments.precisions and arguments.precision == "bfloat16":
+        raise UserError("--precisions needs a model of a higher precision: choose --precision float32 or float64.")
+    for path in (arguments.html, arguments.json, arguments.picture):
         if path and path.is_dir():
             raise UserError(f"{path} is a folder, but a file is written there: give it a name in it.")
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def open_sides(arguments: Arguments) -> tuple[Subject, Subject]:
+    """Both sides, with their weights."""
+    a, b = (open_model(arguments.a, "jax"), open_model(arguments.b, "torch"))
+    frameworks = {name: load_framework(name) for name in dict.fromkeys((a.framework, b.framework))}
+    a, b = (
+        WeightsSubject(
+            model, frameworks[model.framework], partial(frameworks[model.framework].prepare, arguments.device)
+        )
+        for model in (a, b)
+    )
+    return a, b
+
+
+def choose_precision(arguments: Arguments, sides: tuple[Subject, Subject]) -> tuple[str, str]:
+    """The precision of both sides, and for people the reason where it was chosen for them."""
+    if arguments.precision:
+        precision, reason = arguments.precision, ""
+    else:
+        precision, reason = default_precision(*sides, bool(arguments.judge))
+    for name in dict.fromkeys(side.framework for side in sides):  # before the data: a missing device is said first
+        load_framework(name).prepare(arguments.device, precision)
+    return precision, reason
+
+
+def record(side: Subject, letter: str, inputs: Inputs, precision: str, arguments: Arguments) -> Recording:
+    """What the side computes; prints what it is and how long it took."""
+    start = time.perf_counter()
+    recording = side.record(inputs, precision, arguments.gradients)
+    origin = recording.origin
+    print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
+    print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
+    return recording
+
+
 def write_files(comparison: Comparison, arguments: Arguments) -> None:
-    """Writes the picture, if both sides are runs, and the page, if it was asked for."""
+    """Writes the picture, if both sides are runs, and the page and the figures, if they were asked for."""
     a, b = comparison.a, comparison.b
     if a.step_losses is not None and b.step_losses is not None:
         from mixer_common.comparison.loss_curves import save_loss_curves
@@ -110,6 +152,9 @@ def write_files(comparison: Comparison, arguments: Arguments) -> None:
 
         write_page(comparison, arguments.html)
         print(f"Page       {arguments.html}")
+    if arguments.json:
+        write_figures(comparison, arguments.json)
+        print(f"Figures    {arguments.json}")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Origin:
     precision: str  # of mixer_common.interface
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
     notes: tuple[str, ...] = ()  # for people: what was assumed, and how layers were matched
+    sums_declared: bool = True  # whether its sums are those of config.model.layers, which bounds are derived from
 
     @property
     def runs_in(self) -> str:

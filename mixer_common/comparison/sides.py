@@ -29,6 +29,7 @@ class OpenedModel:
     framework: str  # "jax" or "torch": the one that computes it
     weights: ModelWeights
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
+    trained_in: str | None = None  # the precision of its training, where it is a run
 
 
 class WeightsSubject:
@@ -49,6 +50,11 @@ class WeightsSubject:
     @property
     def framework(self) -> str:
         return self._framework.name
+
+    @property
+    def trained_in(self) -> str | None:
+        """The precision of its training, where it is a run."""
+        return self._model.trained_in
 
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
@@ -94,7 +100,8 @@ def open_model(text: str, default_framework: str) -> OpenedModel:
     weights = ModelWeights(state.config.model, dict(state.weights), "canonical")
     description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
     losses = read_losses(path) if (path / "step_losses.npy").exists() else None
-    return OpenedModel(text, description, framework or state.last_framework, weights, losses)
+    precision = state.config.train.precision
+    return OpenedModel(text, description, framework or state.last_framework, weights, losses, precision)
 
 
 def images_to_compare(dataset: Dataset, count: int) -> Inputs:
