@@ -25,6 +25,7 @@ _EXHAUSTED_MESSAGES = (
 # Settings of the GNU C library's malloc: environment variable, number in malloc.h, value.
 _MALLOC_SETTINGS = (("MALLOC_ARENA_MAX", -8, 1), ("MALLOC_MMAP_MAX_", -4, 0), ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1))
 _LARGE_STEP_BYTES = 2**28
+_MMAP_THRESHOLD = -3  # the number of malloc.h
 # Freed memory that is not given back can leave gaps that the next step does not fit into, so that a step takes twice
 # its memory at worst; it is reused only where a step takes no more than this share of the machine's memory.
 _LARGEST_SHARE = 1 / 4
@@ -105,6 +106,18 @@ def reuse_freed_memory(step_bytes: int) -> None:
     if mallopt and _is_worth_reusing(step_bytes):
         for _, number, value in _MALLOC_SETTINGS:
             mallopt(number, value)
+
+
+def return_freed_memory() -> None:
+    """Lets every block of a megabyte and more that the process frees go back to the system at once.
+
+    By itself, the GNU C library keeps blocks of up to 32 MB for later ones, in several arenas and with gaps between
+    them: where thousands of blocks are allocated and freed in turn, the process grows and grows. It does nothing where
+    the C library is not GNU's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def malloc_environment(step_bytes: int) -> Mapping[str, str]:

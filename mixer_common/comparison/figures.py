@@ -13,12 +13,17 @@ from mixer_common.comparison.recording import Origin
 
 
 def write_figures(comparison: Comparison, path: Path) -> None:
-    """Writes the file whole or not at all.
+    """Writes all figures of a comparison; see write_json."""
+    write_json(figures(comparison), path)
 
-    It holds finite numbers only. Where one is infinite or not a number, null stands in its place, and KEY_is beside it
-    says which: "infinity", "-infinity" or "NaN".
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """Writes plain values whole or not at all.
+
+    The file holds finite numbers only. Where one is infinite or not a number, null stands in its place, and KEY_is
+    beside it says which: "infinity", "-infinity" or "NaN".
     """
-    text = json.dumps(_finite(figures(comparison)), indent=1, allow_nan=False)
+    text = json.dumps(_finite(values), indent=2, allow_nan=False)
     files.replace_file(path, f"{text}\n".encode())
 
 

@@ -4,12 +4,10 @@ Every function returns the right values first, then the values that each mistake
 """
 
 import numpy as np
-from scipy.special import erf
 
+from mixer_common.comparison.arithmetic import bytes_to_pixels, gelu_forms, layer_norm, linear, stem
 from mixer_common.comparison.recording import Recording
 from mixer_common.config.model import Layer, ModelConfig, layers
-from mixer_common.plan.epoch import PIXEL_SCALE
-from mixer_common.plan.resize import resize_matrix
 
 Candidates = tuple[np.ndarray, dict[str, np.ndarray]]
 
@@ -28,7 +26,7 @@ def recompute(layer: Layer, recording: Recording, other: ModelConfig) -> Candida
     match layer.kind:
         case "stem":
             weight, bias = weights
-            return _stem_candidates(_pixels(recording.inputs.images, config), weight, bias, config)
+            return _stem_candidates(bytes_to_pixels(recording.inputs.images, config.image_size), weight, bias, config)
         case "norm":
             (x,), (weight, bias) = inputs, weights
             return _norm_candidates(layer, x, weight, bias, recording, other)
@@ -63,18 +61,18 @@ def _inputs(layer: Layer, before: list[Layer]) -> list[str]:
 
 
 def _stem_candidates(pixels: np.ndarray, weight: np.ndarray, bias: np.ndarray, config: ModelConfig) -> Candidates:
-    right = _stem(pixels, weight, bias)
+    right = stem(pixels, weight, bias)
     column_major = np.arange(config.num_patches).reshape(config.grid).T.reshape(-1)
     means, deviations = _IMAGENET
     imagenet = ((pixels + 1) / 2 - means) / deviations
     return right, {
         "the grid of patches in column-major order": right[:, column_major],
-        "the colours in the order blue, green, red": _stem(pixels[..., ::-1], weight, bias),
-        "the rows and columns of its filters transposed": _stem(pixels, weight.swapaxes(2, 3), bias),
-        "pixels in [0, 1] instead of [-1, 1]": _stem((pixels + 1) / 2, weight, bias),
-        "pixels in [0, 255] instead of [-1, 1]": _stem((pixels + 1) * 127.5, weight, bias),
-        "pixels scaled by ImageNet's means and deviations": _stem(imagenet, weight, bias),
-        "no bias": _stem(pixels, weight, 0),
+        "the colours in the order blue, green, red": stem(pixels[..., ::-1], weight, bias),
+        "the rows and columns of its filters transposed": stem(pixels, weight.swapaxes(2, 3), bias),
+        "pixels in [0, 1] instead of [-1, 1]": stem((pixels + 1) / 2, weight, bias),
+        "pixels in [0, 255] instead of [-1, 1]": stem((pixels + 1) * 127.5, weight, bias),
+        "pixels scaled by ImageNet's means and deviations": stem(imagenet, weight, bias),
+        "no bias": stem(pixels, weight, 0),
     }
 
 
@@ -84,7 +82,7 @@ def _norm_candidates(
     usual, weights = recording.config.layer_norm_epsilon, recording.weights
 
     def normalised(weight: np.ndarray | int, bias: np.ndarray | int, epsilon: float = usual) -> np.ndarray:
-        return _layer_norm(x, weight, bias, epsilon, layer.over_patches)
+        return layer_norm(x, weight, bias, epsilon, layer.over_patches)
 
     mistakes = {}
     for epsilon in dict.fromkeys((other.layer_norm_epsilon, 1e-3, 1e-5, 1e-6, 1e-12)):
@@ -104,23 +102,19 @@ def _norm_candidates(
 
 
 def _linear_candidates(layer: Layer, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Candidates:
-    def linear(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return _linear(x, weight, bias, layer.over_patches)
+    def product(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return linear(x, weight, bias, layer.over_patches)
 
     mistakes = {}
     if weight.shape[0] == weight.shape[1]:
-        mistakes["its weight transposed"] = linear(weight.T, bias)
-    mistakes["its weight reshaped where it should be transposed"] = linear(weight.T.reshape(weight.shape), bias)
-    mistakes["no bias"] = linear(weight, np.zeros_like(bias))
-    return linear(weight, bias), mistakes
+        mistakes["its weight transposed"] = product(weight.T, bias)
+    mistakes["its weight reshaped where it should be transposed"] = product(weight.T.reshape(weight.shape), bias)
+    mistakes["no bias"] = product(weight, np.zeros_like(bias))
+    return product(weight, bias), mistakes
 
 
 def _gelu_candidates(x: np.ndarray, usual: str) -> Candidates:
-    forms = {
-        "exact": 0.5 * x * (1 + erf(x * np.sqrt(0.5))),
-        "tanh": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-        "sigmoid": x / (1 + np.exp(-1.702 * x)),
-    }
+    forms = gelu_forms(x)
     mistakes = {
         f"the {name} form of GELU instead of the {usual} form": form for name, form in forms.items() if name != usual
     }
@@ -141,29 +135,3 @@ def _pool_candidates(x: np.ndarray) -> Candidates:
         "the first patch instead of the mean": x[:, 0],
         "the sum over the patches instead of the mean": x.sum(axis=1),
     }
-
-
-def _pixels(images: np.ndarray, config: ModelConfig) -> np.ndarray:
-    pixels = (2 * images.astype(np.float64) - 255) * PIXEL_SCALE
-    rows, columns = (resize_matrix(*sizes) for sizes in zip(images.shape[1:3], config.image_size, strict=True))
-    return np.einsum("hi,bijc,wj->bhwc", rows, pixels, columns, optimize=True)
-
-
-def _stem(pixels: np.ndarray, weight: np.ndarray, bias: np.ndarray | int) -> np.ndarray:
-    B, H, W, _ = pixels.shape
-    P = weight.shape[-1]
-    patches = pixels.reshape(B, H // P, P, W // P, P, 3).transpose(0, 1, 3, 5, 2, 4)
-    return patches.reshape(B, -1, 3 * P * P) @ weight.reshape(len(weight), -1).T + bias
-
-
-def _layer_norm(
-    x: np.ndarray, weight: np.ndarray | int, bias: np.ndarray | int, epsilon: float, over_patches: bool
-) -> np.ndarray:
-    x = x.swapaxes(1, 2) if over_patches else x
-    centred = x - x.mean(-1, keepdims=True)
-    y = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + epsilon) * weight + bias
-    return y.swapaxes(1, 2) if over_patches else y
-
-
-def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, over_patches: bool) -> np.ndarray:
-    return weight @ x + bias[:, None] if over_patches else x @ weight.T + bias

@@ -19,8 +19,6 @@ def print_comparison(comparison: Comparison) -> None:
     """Prints whether the weights are equal, tables of all layers, and the verdict: they agree, or where they part."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     print(f"Weights    {comparison.weights}")
-    for observation in comparison.observations:
-        print(f"Observed   {observation}")
     first = comparison.first_past_bound
     for title, differences in (
         ("Activations", comparison.activations),

@@ -10,9 +10,9 @@ import pytest
 import torch.nn.functional as F
 from helpers import random_weights
 
+import mixer_torch.activations
 import mixer_torch.framework
 import mixer_torch.model
-import mixer_torch.record
 from mixer_common.comparison.bounds import forward_bounds
 from mixer_common.comparison.diagnosis import describe_weights, likely_cause
 from mixer_common.comparison.differences import layer_differences
@@ -118,7 +118,7 @@ def planted(monkeypatch, fault: Callable, i: int) -> tuple[str, str]:
         fault(model, i)
         return model
 
-    monkeypatch.setattr(mixer_torch.record, "build_model", faulty)
+    monkeypatch.setattr(mixer_torch.activations, "build_model", faulty)
     return expected
 
 
@@ -281,7 +281,7 @@ def test_formats_that_compute_otherwise_are_told_apart(script, tmp_path):
 
 
 def test_gradients_that_part_alone_are_found(script, folder, monkeypatch):
-    gradients = mixer_torch.record.gradients_of_weights
+    gradients = mixer_torch.activations.gradients_of_weights
 
     def faulty(*arguments):
         return gradients(*arguments) | {"blocks.1.channel_mixing.fc1.weight": np.zeros((36, 20), np.float64)}
