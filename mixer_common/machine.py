@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -130,5 +131,18 @@ def _is_worth_reusing(step_bytes: int) -> bool:
 
 
 def cache_dir() -> Path:
-    """The folder for what may be deleted at any time: $XDG_CACHE_HOME/mlp-mixer, else ~/.cache/mlp-mixer."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlp-mixer"
+    """The folder for what may be deleted at any time: $XDG_CACHE_HOME/mlp-mixer, else ~/.cache/mlp-mixer.
+
+    A user without a home, as in a container that runs under a foreign number, gets one of his own below the folder for
+    temporary files.
+    """
+    if parent := os.environ.get("XDG_CACHE_HOME"):
+        return Path(parent) / "mlp-mixer"
+    try:
+        return Path.home() / ".cache" / "mlp-mixer"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"mlp-mixer-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Another user may have made it, to put something into the cache.
+        is_own = folder.stat(follow_symlinks=False).st_uid == os.getuid()
+        return folder if is_own else Path(tempfile.mkdtemp(prefix="mlp-mixer-"))

@@ -66,23 +66,29 @@ def create(
 
 
 def load(path: str | Path, device: Device | str | None = None, **details: Any) -> Mixer:
-    """The Mixer in a run, a checkpoint, or a file or folder of weights in any format that docs/formats.md lists.
+    """The Mixer in a run, a checkpoint, or weights in any format that docs/formats.md lists: a file, a folder, or an
+    address, hf:OWNER/NAME[@REVISION], https://... or gs://BUCKET/PATH.
 
     >>> import tempfile
     >>> import mixer_jax
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     mixer_jax.save(mixer_jax.create("tiny"), f"{folder}/tiny.npz", format="npz")
     ...     model = mixer_jax.load(f"{folder}/tiny.npz", gelu="exact", layer_norm_epsilon=1e-5)
+    ...     scaled = mixer_jax.load(f"{folder}/tiny.npz", pixels="imagenet")
     >>> model.config.hidden_dim
     64
 
     Args:
       path: its content tells the format, not its name.
       device: as in create.
-      **details: gelu, layer_norm_epsilon, block and image_size state what a file does not tell.
+      **details: gelu, layer_norm_epsilon, block and image_size state what a file does not tell. pixels: the scale of
+        the pixels that it was made for, inception, imagenet, cifar10 or none, or mean and deviation of pixels from 0 to
+        1; it is folded into the stem. prefer: ema, model, or the beginning of their names, where averaged weights lie
+        beside those as trained. names: which array is which, a TOML file or a dict as in one.
 
     Raises:
-      UserError: there is no complete Mixer, a detail does not fit it, or reading it needs a package that is missing.
+      UserError: there is no complete Mixer, a detail does not fit it, reading it needs a package that is missing, or
+        what lies elsewhere cannot be reached.
     """
     loaded = load_model(path, **details)
     return build_model(loaded.config, loaded.arrays, _device(device))

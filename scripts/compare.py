@@ -166,7 +166,7 @@ def record(side: Subject, letter: str, inputs: Inputs, precision: str, arguments
     recording = side.record(inputs, precision, arguments.gradients)
     origin = recording.origin
     print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
-    for line in (*origin.notes, *recording.observations):
+    for line in origin.notes:
         print(f"           {line}")
     if not isinstance(side, RecordingSubject):
         print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)

@@ -11,13 +11,14 @@ from mixer_common.comparison.bounds import (
     gradient_scales,
     lower_precision,
 )
-from mixer_common.comparison.diagnosis import describe_weights, likely_cause
+from mixer_common.comparison.diagnosis import describe_weights, likely_cause, likely_gradient_cause
 from mixer_common.comparison.differences import LayerDifference, layer_differences
 from mixer_common.comparison.isolate import Isolation
 from mixer_common.comparison.judge import JudgeErrors, l2_error
 from mixer_common.comparison.logits import LogitAgreement, logit_agreement
 from mixer_common.comparison.precisions import LayerEffect
 from mixer_common.comparison.recording import Origin, Recording
+from mixer_common.comparison.settings import SettingDifference, differing_settings
 from mixer_common.comparison.stream import stream_activations, with_means_of
 from mixer_common.errors import UserError
 
@@ -38,6 +39,7 @@ class Comparison:
     logits: LogitAgreement | None = None  # None where the sides have other numbers of classes
     observations: tuple[str, ...] = field(default=())  # for people: what a module did, with its side
     isolation: Isolation | None = None  # None where not asked for
+    settings: tuple[SettingDifference, ...] = ()  # what the two sides do not share beside their numbers
     bfloat16: tuple[LayerEffect, ...] = ()  # of A's layers, in network order; empty where not asked for
 
     @property
@@ -121,6 +123,7 @@ def compare(a: Recording, b: Recording, tolerance: float | None = None, judge: R
         tolerance,
         activation_gradients=_activation_gradients(a, b, tolerance),
         logits=logit_agreement(a.activations.get("head"), b.activations.get("head")),
+        settings=differing_settings(a, b),
         observations=tuple(
             f"{side}: {observation}"
             for side, recording in (("A", a), ("B", b))
@@ -190,6 +193,8 @@ def _cause(comparison: Comparison, first: LayerDifference, a: Recording, b: Reco
     """Sentences on the cause of the first difference past its bound."""
     if first in comparison.activations:
         return likely_cause(first, a, b)
+    if cause := likely_gradient_cause(first, a, b):
+        return f"Every activation agrees. {cause}"
     if first in comparison.activation_gradients:
         passed = comparison.activation_gradients[: comparison.activation_gradients.index(first)]
         rule = f"the derivative of {passed[-1].name}" if passed else "the loss"

@@ -41,6 +41,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
         "tolerance": comparison.tolerance,
         "passing_tolerance": comparison.passing_tolerance,
         "weights": comparison.weights,
+        "settings": [asdict(setting) for setting in comparison.settings],
         "observations": comparison.observations,
         "logits": comparison.logits and asdict(comparison.logits),
         "first_not_finite": comparison.first_not_finite and comparison.title(comparison.first_not_finite),

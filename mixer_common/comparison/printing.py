@@ -19,6 +19,10 @@ def print_comparison(comparison: Comparison) -> None:
     """Prints whether the weights are equal, tables of all layers, and the verdict: they agree, or where they part."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     print(f"Weights    {comparison.weights}")
+    for setting in comparison.settings:
+        print(f"Setting    {setting.name}: {setting.a} in A, {setting.b} in B")
+    for observation in comparison.observations:
+        print(f"Observed   {observation}")
     first = comparison.first_past_bound
     for title, differences in (
         ("Activations", comparison.activations),
