@@ -10,7 +10,6 @@ mathematics; float32 and bfloat16 show differences in the arithmetic, too, such 
 part.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +18,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mixer_common import files
 from mixer_common.comparison.checkpoint_printing import print_checkpoints
 from mixer_common.comparison.checkpoints import compare_checkpoints, open_arrays
 from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
+from mixer_common.comparison.figures import write_figures, write_json
 from mixer_common.comparison.isolate import isolate
+from mixer_common.comparison.precision import default_precision
+from mixer_common.comparison.precisions import layer_effects
 from mixer_common.comparison.printing import print_comparison
-from mixer_common.comparison.recording import Inputs, RecordingSubject, Subject
+from mixer_common.comparison.recording import Inputs, Recording, RecordingSubject, Subject
 from mixer_common.comparison.sides import SideOptions, images_to_compare, open_sides, recorded_inputs
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
@@ -55,14 +56,21 @@ class Arguments:
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """Side B: a run, a file of weights, a recording, or a function that returns a model; jax: or torch: before it."""
     precision: Precision | None = None
-    """The arithmetic of both models. Default: float64, or that of the recording where a side is one."""
+    """The arithmetic of both models; with bfloat16, the weights and the statistics of norms stay float32. Default: that
+    of the recording where a side is one; with --judge float32; for two runs of other weights the lower precision of
+    their trainings; else float64."""
     gradients: bool = False
-    """Compare the gradients of the mean cross-entropy, too."""
+    """Compare the gradients of the mean cross-entropy, too: those of the activations, from the head back, and those of
+    the weights."""
     tolerance: float | None = None
     """Largest relative error of any layer. Default: what rounding explains, for each layer its own."""
+    judge: Literal["float64"] | None = None
+    """Run A in float64, too, and state for each layer by what factor B is further from that than A is."""
     isolate: bool = False
-    """Feed every layer of B with A's activations, too, so that a fault does not colour what follows: every layer that
-    is at fault by itself is named."""
+    """Run B with A's activations as the input of every layer, too, and name every layer that is at fault by itself."""
+    precisions: bool = False
+    """Run A with one layer after the other in bfloat16, too, and state what that does to the logits. It takes as many
+    passes as there are layers."""
     images: int | None = None
     """Number of test images that both sides compute. Default: 8, or those of the recording where a side is one."""
     dataset: DatasetName = "auto"
@@ -97,25 +105,17 @@ def main() -> int:
     check(arguments)
     if arguments.weights_only:
         return compare_stored(arguments)
-    subjects = open_sides(arguments.a, arguments.b, arguments.device, *side_options(arguments))
-    precision = choose_precision(arguments, subjects)
-    inputs = choose_inputs(arguments, subjects)
-    print(f"Images     {inputs.description}\nPrecision  {precision}", flush=True)
-    recordings = []
-    for letter, subject in zip("AB", subjects, strict=True):
-        start = time.perf_counter()
-        recording = subject.record(inputs, precision, arguments.gradients)
-        origin = recording.origin
-        print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
-        for line in origin.notes:
-            print(f"           {line}")
-        if not isinstance(subject, RecordingSubject):
-            print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
-        recordings.append(recording)
-    comparison = compare(recordings[0], recordings[1], arguments.tolerance)
+    sides = open_sides(arguments.a, arguments.b, arguments.device, *side_options(arguments))
+    precision, reason = choose_precision(arguments, sides)
+    inputs = choose_inputs(arguments, sides)
+    print(f"Images     {inputs.description}\nPrecision  {precision}{f', {reason}' if reason else ''}", flush=True)
+    a, b = (record(side, letter, inputs, precision, arguments) for letter, side in zip("AB", sides, strict=True))
+    judge = sides[0].record(inputs, "float64") if arguments.judge else None
+    comparison = compare(a, b, arguments.tolerance, judge)
     if arguments.isolate:
-        isolation = isolate(recordings[0], recordings[1], subjects[1], arguments.tolerance)
-        comparison = replace(comparison, isolation=isolation)
+        comparison = replace(comparison, isolation=isolate(a, b, sides[1], arguments.tolerance))
+    if arguments.precisions:
+        comparison = replace(comparison, bfloat16=tuple(layer_effects(a, sides[0])))
     print_comparison(comparison)
     write_files(comparison, arguments)
     return 0 if comparison.agrees else 1
@@ -126,20 +126,27 @@ def compare_stored(arguments: Arguments) -> int:
     comparison = compare_checkpoints(open_arrays(arguments.a), open_arrays(arguments.b), arguments.tolerance)
     print_checkpoints(comparison)
     if arguments.json:
-        files.replace_file(arguments.json, (json.dumps(comparison.to_json(), indent=2) + "\n").encode())
+        write_json(comparison.to_json(), arguments.json)
         print(f"Figures    {arguments.json}")
     return 0 if comparison.agrees else 1
 
 
-def choose_precision(arguments: Arguments, subjects: Sequence[Subject]) -> str:
-    """The precision of the sides that are computed; their frameworks are prepared for it."""
-    recorded = [subject.recording.origin.precision for subject in subjects if isinstance(subject, RecordingSubject)]
-    precision = arguments.precision or next(iter(recorded), "float64")
-    computing = [subject for subject in subjects if not isinstance(subject, RecordingSubject)]
-    for name in dict.fromkeys(subject.framework for subject in computing):
+def choose_precision(arguments: Arguments, sides: tuple[Subject, Subject]) -> tuple[str, str]:
+    """The precision of the sides that are computed, and for people the reason where it was chosen for them; their
+    frameworks are prepared for it."""
+    recorded = [side.recording.origin.precision for side in sides if isinstance(side, RecordingSubject)]
+    if arguments.precision or recorded:
+        precision, reason = arguments.precision or recorded[0], ""
+    else:
+        precision, reason = default_precision(*sides, bool(arguments.judge))
+    if arguments.judge and precision == "float64":
+        raise UserError("--judge float64 needs sides of a lower precision: choose --precision float32 or bfloat16.")
+    if arguments.precisions and precision == "bfloat16":
+        raise UserError("--precisions needs a model of a higher precision: choose --precision float32 or float64.")
+    for name in dict.fromkeys(side.framework for side in sides if not isinstance(side, RecordingSubject)):
         # before the data: a device that is missing is said first
         load_framework(name).prepare(arguments.device, precision)
-    return precision
+    return precision, reason
 
 
 def choose_inputs(arguments: Arguments, subjects: Sequence[Subject]) -> Inputs:
@@ -151,6 +158,19 @@ def choose_inputs(arguments: Arguments, subjects: Sequence[Subject]) -> Inputs:
     if arguments.images is not None or arguments.dataset != "auto" or arguments.data_dir is not None:
         print("A recording holds its images: --images, --dataset and --data-dir have no effect.")
     return inputs
+
+
+def record(side: Subject, letter: str, inputs: Inputs, precision: str, arguments: Arguments) -> Recording:
+    """What the side computes, or what was recorded; prints what it is and how long it took."""
+    start = time.perf_counter()
+    recording = side.record(inputs, precision, arguments.gradients)
+    origin = recording.origin
+    print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
+    for line in origin.notes:
+        print(f"           {line}")
+    if not isinstance(side, RecordingSubject):
+        print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
+    return recording
 
 
 def side_options(arguments: Arguments) -> tuple[SideOptions, SideOptions]:
@@ -185,7 +205,7 @@ def check(arguments: Arguments) -> None:
 
 
 def write_files(comparison: Comparison, arguments: Arguments) -> None:
-    """Writes the picture, if both sides are runs, and the page, if it was asked for."""
+    """Writes the picture, if both sides are runs, and the page and the figures, if they were asked for."""
     a, b = comparison.a, comparison.b
     if a.step_losses is not None and b.step_losses is not None:
         from mixer_common.comparison.loss_curves import save_loss_curves
@@ -202,6 +222,9 @@ def write_files(comparison: Comparison, arguments: Arguments) -> None:
 
         write_page(comparison, arguments.html)
         print(f"Page       {arguments.html}")
+    if arguments.json:
+        write_figures(comparison, arguments.json)
+        print(f"Figures    {arguments.json}")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,11 @@ class WeightsSubject:
     def framework(self) -> str:
         return self._framework.name
 
+    @property
+    def trained_in(self) -> str | None:
+        """The precision of its training, where it is a run."""
+        return self._model.run.get("precision")
+
     def with_weights(self, arrays: Arrays) -> "WeightsSubject":
         """The same model with other canonical weights."""
         weights = replace(self._model.weights, arrays=dict(arrays))
