@@ -163,6 +163,8 @@ def choose_inputs(arguments: Arguments, subjects: Sequence[Subject]) -> Inputs:
 def record(side: Subject, letter: str, inputs: Inputs, precision: str, arguments: Arguments) -> Recording:
     """What the side computes, or what was recorded; prints what it is and how long it took."""
     start = time.perf_counter()
+    if isinstance(side, RecordingSubject):
+        precision = side.recording.origin.precision
     recording = side.record(inputs, precision, arguments.gradients)
     origin = recording.origin
     print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
