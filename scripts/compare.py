@@ -32,21 +32,21 @@ from mixer_common.comparison.sides import SideOptions, images_to_compare, open_s
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
-from mixer_common.options import DataDir, DatasetName, Device, Names, PixelMean, PixelStd, Precision, parse
+from mixer_common.options import (
+    DataDir,
+    DatasetName,
+    Device,
+    Epsilon,
+    Gelu,
+    Layout,
+    Names,
+    PixelMean,
+    PixelStd,
+    Precision,
+    parse,
+)
 from mixer_common.weights.patterns import read_names
 from mixer_common.weights.pixels import stated_scale
-
-Gelu = Annotated[
-    Literal["exact", "tanh"] | None, tyro.conf.arg(help="State the GELU that the side computes. Default: its own.")
-]
-Epsilon = Annotated[
-    float | None,
-    tyro.conf.arg(help="State the number that every LayerNorm of the side adds to the variance. Default: its own."),
-]
-Layout = Annotated[
-    Literal["nchw", "nhwc"] | None,
-    tyro.conf.arg(help="State the order of the axes of the pixels that a module takes. Default: nchw; of JAX nhwc."),
-]
 
 
 @dataclass(frozen=True)

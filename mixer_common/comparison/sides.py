@@ -99,11 +99,12 @@ class WeightsSubject:
 
     def record_to_file(
         self, path: Path, inputs: Inputs, precision: str, gradients: bool = False, progress: Progress = no_progress
-    ) -> None:
-        """Writes the recording of `record` to a file, each activation as soon as it is computed."""
+    ) -> Origin:
+        """Writes the recording of `record` to a file, each activation as soon as it is computed; returns its origin."""
         device = self._device(precision)
         origin = self._origin(precision, device)
         record_to_file(path, self.config, self.weights, inputs, origin, self._framework, device, gradients, progress)
+        return origin
 
     def _origin(self, precision: str, device: Any) -> Origin:
         return Origin(
