@@ -178,7 +178,7 @@ def _explanation(difference: LayerDifference, value: np.ndarray, right: np.ndarr
     rounding, enough, errors = difference.bound * _largest(right), _enough(difference, value, right), {}
     for mistake, values in candidates:
         if values.shape == value.shape and _largest(values - right) > rounding:
-            errors[mistake] = _largest(values - value)
+            errors[mistake] = min(_largest(values - value), errors.get(mistake, math.inf))
     errors = {mistake: error for mistake, error in errors.items() if error <= enough}  # NaN is not
     if not errors:
         return ""

@@ -179,8 +179,10 @@ def _linear_mistakes(layer: Layer, model: Reference) -> Candidates:
     if weight.shape[0] == weight.shape[1]:
         yield "its weight transposed", product(weight.T)
     else:
-        reshaped = np.ascontiguousarray(weight.T).reshape(weight.shape)
-        yield "its weight reshaped where it should be transposed", product(reshaped)
+        # On the way from out,in to in,out, and on the way back.
+        flat = np.ascontiguousarray(weight)
+        for reshaped in (np.ascontiguousarray(weight.T).reshape(weight.shape), flat.reshape(weight.T.shape).T):
+            yield "its weight reshaped where it should be transposed", product(reshaped)
     yield "no bias", product(weight, np.zeros_like(bias))
     yield "its bias added twice", product(weight, 2 * bias)
     for name, other in model.layers.items():
