@@ -7,7 +7,7 @@ mixer_common.config.model.weight_shapes. A precision is "float32", "bfloat16" or
 is float64 for "float64", else float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from mixer_common.plan.epoch import EpochPlan
 from mixer_common.plugins import load_plugin
 
 Arrays = Mapping[str, np.ndarray]
+Sink = Callable[[str, np.ndarray], None]  # takes a name and an array, which may change after the call
 
 
 class Trainer(Protocol):
@@ -192,11 +193,14 @@ class Framework(Protocol):
         precision: str,
         device: Any,
         replacements: Arrays | None = None,
+        sink: Sink | None = None,
     ) -> dict[str, np.ndarray]:
         """Every activation of one forward pass, (N, ...) in the weights' dtype, named and ordered as
         mixer_common.config.model.activation_names; "head" is the logits.
 
-        replacements: activations, by name, with which the model goes on after it has computed its own."""
+        replacements: activations, by name, with which the model goes on after it has computed its own.
+        sink: gets each activation as soon as it is computed, in network order and to the same bits, so that they are
+        never in memory together; the result is empty then. What it raises, this raises."""
         ...
 
     def gradients(

@@ -20,6 +20,7 @@ from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
 from mixer_common.comparison.isolate import isolate
 from mixer_common.comparison.printing import print_comparison
+from mixer_common.comparison.recording import Inputs, RecordingSubject, Subject
 from mixer_common.comparison.sides import SideOptions, images_to_compare, open_sides
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
@@ -83,11 +84,7 @@ def main() -> int:
     arguments = parse(Arguments, __doc__)
     check(arguments)
     subjects = open_sides(arguments.a, arguments.b, arguments.device, *side_options(arguments))
-    frameworks = {name: load_framework(name) for name in dict.fromkeys(subject.framework for subject in subjects)}
-    for framework in frameworks.values():  # before the data: a device that is missing is said first
-        framework.prepare(arguments.device, arguments.precision)
-    dataset = load_dataset(arguments.dataset, arguments.data_dir, frameworks[subjects[0].framework].download)
-    inputs = images_to_compare(dataset, arguments.images)
+    inputs = inputs_of(subjects, arguments)
     print(f"Images     {inputs.description}\nPrecision  {arguments.precision}", flush=True)
     recordings = []
     for letter, subject in zip("AB", subjects, strict=True):
@@ -106,6 +103,19 @@ def main() -> int:
     print_comparison(comparison)
     write_files(comparison, arguments)
     return 0 if comparison.agrees else 1
+
+
+def inputs_of(subjects: tuple[Subject, Subject], arguments: Arguments) -> Inputs:
+    """The images to compare: those of a recording where a side is one, else of the data set."""
+    recordings = [subject.recording for subject in subjects if isinstance(subject, RecordingSubject)]
+    computing = [subject for subject in subjects if not isinstance(subject, RecordingSubject)]
+    frameworks = [load_framework(name) for name in dict.fromkeys(subject.framework for subject in computing)]
+    for framework in frameworks:  # before the data: a device that is missing is said first
+        framework.prepare(arguments.device, arguments.precision)
+    if recordings:
+        return recordings[0].inputs
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, frameworks[0].download)
+    return images_to_compare(dataset, arguments.images)
 
 
 def side_options(arguments: Arguments) -> tuple[SideOptions, SideOptions]:

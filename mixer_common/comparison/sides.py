@@ -11,11 +11,14 @@ import numpy as np
 from mixer_common.comparison.factories import call_factory, is_factory
 from mixer_common.comparison.modules import ModuleOptions, ModuleSubject, PixelLayout
 from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, Subject
+from mixer_common.comparison.recording_files import Progress, no_progress, open_recording, record_to_file
+from mixer_common.comparison.settings import run_settings
 from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import model_name
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
 from mixer_common.interface import Framework, load_framework
+from mixer_common.machine import processor_name
 from mixer_common.plan.random import generator
 from mixer_common.runs import checkpoint
 from mixer_common.runs.folder import read_losses
@@ -47,6 +50,7 @@ class OpenedModel:
     framework: str  # "jax" or "torch": the one that computes it
     weights: ModelWeights
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
+    run: Mapping[str, Any] = field(default_factory=dict)  # settings.run_settings, where it is a run
 
 
 class WeightsSubject:
@@ -83,17 +87,30 @@ class WeightsSubject:
             *model,
             framework.activations(*model, inputs.images, precision, device, replacements),
             inputs,
-            Origin(
-                self._model.name,
-                self._model.description,
-                framework.name,
-                framework.versions,
-                framework.describe(device),
-                precision,
-                self._model.step_losses,
-            ),
+            self._origin(precision, device),
             framework.gradients(*model, inputs.images, labels, precision, device) if gradients else None,
             framework.activation_gradients(*model, inputs.images, labels, precision, device) if gradients else None,
+        )
+
+    def record_to_file(
+        self, path: Path, inputs: Inputs, precision: str, gradients: bool = False, progress: Progress = no_progress
+    ) -> None:
+        """Writes the recording of `record` to a file, each activation as soon as it is computed."""
+        device = self._device(precision)
+        origin = self._origin(precision, device)
+        record_to_file(path, self.config, self.weights, inputs, origin, self._framework, device, gradients, progress)
+
+    def _origin(self, precision: str, device: Any) -> Origin:
+        return Origin(
+            self._model.name,
+            self._model.description,
+            self._framework.name,
+            self._framework.versions,
+            self._framework.describe(device),
+            precision,
+            self._model.step_losses,
+            processor=processor_name(),
+            run=self._model.run,
         )
 
 
@@ -117,7 +134,7 @@ def open_side(
     options: SideOptions | None = None,
     image_size: ImageSize | None = None,
 ) -> Subject:
-    """One side of a comparison: a run or weights as open_model takes them, or somebody's module.
+    """One side of a comparison: a run or weights as open_model takes them, a recording, or somebody's module.
 
     A module is written jax:FILE.py:FUNCTION or torch:PACKAGE.MODULE:FUNCTION; the function is called, so that the
     user's own code runs. default_framework computes weights whose text names none. device: auto, cpu or gpu.
@@ -126,6 +143,8 @@ def open_side(
     options = options or SideOptions()
     if _is_module(text):
         return _open_module(text, device, options, image_size)
+    if (recording := open_recording(text)) is not None:
+        return recording
     model = open_model(text, default_framework, options)
     framework = load_framework(model.framework)
     return WeightsSubject(model, framework, partial(framework.prepare, device))
@@ -160,7 +179,9 @@ def _open_module(text: str, device: str, options: SideOptions, image_size: Image
         }
         raise UserError(f"{text} returned {_described(model)}, but must return {expected[name]}.")
     weights = load_weights(options.weights, pixels=options.pixels) if options.weights else None
-    given = ModuleOptions(options.layout, options.pixels, weights, options.names, options.details)
+    arrays = weights.arrays if weights else None
+    image_size = image_size or (weights.config.image_size if weights else None)
+    given = ModuleOptions(options.layout, options.pixels, arrays, options.names, options.details)
     return ModuleSubject(text, module, framework, partial(framework.prepare, device), given, image_size)
 
 
@@ -196,7 +217,7 @@ def open_model(text: str, default_framework: str, options: SideOptions | None = 
     weights = with_details(weights, str(path), **options.details)
     description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
     losses = read_losses(path) if (path / "step_losses.npy").exists() else None
-    return OpenedModel(text, description, framework or state.last_framework, weights, losses)
+    return OpenedModel(text, description, framework or state.last_framework, weights, losses, run_settings(path, state))
 
 
 def images_to_compare(dataset: Dataset, count: int) -> Inputs:

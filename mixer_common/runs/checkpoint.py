@@ -6,7 +6,7 @@ Arrays have canonical form, so either framework continues what the other began.
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ class RunConfig:
     dataset_fingerprint: str  # Dataset.fingerprint
     class_names: tuple[str, ...]
     picture_size: int  # pixels, height and width of the data set's images
-    init_from: str = ""  # path of the weights that the run began from; empty: the seed drew them
+    init_from: str = ""  # path or address of the weights that the run began from; empty: the seed drew them
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -106,41 +106,71 @@ def exists(folder: Path) -> bool:
 
 def load(folder: Path) -> Checkpoint:
     """Reads a checkpoint. Raises UserError where it is missing, cut short or does not fit together."""
-    if not folder.exists() and hidden_sibling(folder, "old").exists():  # stopped between the two renames of `save`
-        folder = hidden_sibling(folder, "old")
+    checkpoint = _load_model(folder)
+    config, shapes = checkpoint.config, weight_shapes(checkpoint.config.model)
+    path = _complete(folder) / "optimizer.safetensors"
+    arrays = _read_arrays(path)
+    names = moment_names(config.train)
+    check_weights(arrays, {f"{moment}.{name}": shape for moment in names for name, shape in shapes.items()}, str(path))
+    return replace(
+        checkpoint, moments={moment: {name: arrays[f"{moment}.{name}"] for name in shapes} for moment in names}
+    )
+
+
+def load_run(folder: Path) -> Checkpoint:
+    """The checkpoint of a run's folder, or the one that the folder itself is, without moments: optimizer.safetensors,
+    twice as large as the model, may be missing."""
+    if (folder / "model.safetensors").exists():
+        return _load_model(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is no run: expected a folder that a training script wrote, with config.json "
+            "and checkpoint/; name one, for instance of those in runs/."
+        )
+    return _load_model(folder / "checkpoint")
+
+
+def read_progress(path: Path) -> TrainingProgress:
+    """The progress in the file `path`. Raises UserError where it is missing or holds something else."""
+    values = read_json(path)
+    frameworks = values.get("frameworks")
+    if (
+        not isinstance(values.get("step"), int)
+        or not isinstance(frameworks, list)
+        or not frameworks
+        or not all(
+            isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int)
+            for entry in frameworks
+        )
+    ):
+        raise UserError(
+            f"{path} does not tell how far the run has come: expected the number of its steps and the frameworks that "
+            "trained it; use another copy."
+        )
+    values["frameworks"] = tuple(map(tuple, frameworks))
+    return from_dict(TrainingProgress, values, str(path))
+
+
+def _complete(folder: Path) -> Path:
+    """The checkpoint's folder, or the older one where `save` was stopped between its two renames."""
+    old = hidden_sibling(folder, "old")
+    return old if not folder.exists() and old.exists() else folder
+
+
+def _load_model(folder: Path) -> Checkpoint:
+    """A checkpoint without the optimizer's moments."""
+    folder = _complete(folder)
     if not folder.is_dir():
         raise UserError(
             f"{folder} is no checkpoint: expected a folder with config.json, model.safetensors, "
             "optimizer.safetensors and progress.json; name a run that wrote one."
         )
     config = RunConfig.from_json(folder / "config.json")
-    values = read_json(folder / "progress.json")
-    values["frameworks"] = tuple(map(tuple, values.get("frameworks", ())))
-    progress = from_dict(TrainingProgress, values, str(folder / "progress.json"))
+    progress = read_progress(folder / "progress.json")
     shapes = weight_shapes(config.model)
     weights = _read_arrays(folder / "model.safetensors")
     check_weights(weights, shapes, str(folder / "model.safetensors"))
-    arrays = _read_arrays(folder / "optimizer.safetensors")
-    names = moment_names(config.train)
-    check_weights(
-        arrays,
-        {f"{moment}.{name}": shape for moment in names for name, shape in shapes.items()},
-        str(folder / "optimizer.safetensors"),
-    )
-    moments = {moment: {name: arrays[f"{moment}.{name}"] for name in shapes} for moment in names}
-    return Checkpoint(config, progress, {name: weights[name] for name in shapes}, moments)
-
-
-def load_run(folder: Path) -> Checkpoint:
-    """The checkpoint of a run's folder, or the one that the folder itself is."""
-    if (folder / "model.safetensors").exists():
-        return load(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is no run: expected a folder that a training script wrote, with config.json "
-            "and checkpoint/; name one, for instance of those in runs/."
-        )
-    return load(folder / "checkpoint")
+    return Checkpoint(config, progress, {name: weights[name] for name in shapes}, {})
 
 
 def _to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

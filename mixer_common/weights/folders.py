@@ -16,7 +16,7 @@ from mixer_common.weights.containers import ByteCallback
 from mixer_common.weights.pixels import PixelScale, config_parts, scale_in_config
 
 # The names under which Hugging Face's libraries and timm keep the weights in a folder, in the order of preference.
-_NAMES = (
+NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -41,7 +41,7 @@ def weights_in(folder: Path) -> Path:
     for candidate in (folder, checkpoint, files.hidden_sibling(checkpoint, "old")):
         if (candidate / "model.safetensors").is_file():
             return candidate / "model.safetensors"
-    for name in _NAMES:
+    for name in NAMES:
         if (folder / name).is_file():
             return folder / name
     others = sorted(path for path in folder.iterdir() if path.suffix in containers.WRITERS and path.is_file())
@@ -93,7 +93,7 @@ def read_parts(index: Path, progress: ByteCallback) -> tuple[dict[str, np.ndarra
 
 def config_beside(path: Path) -> FolderConfig:
     """What config.json and preprocessor_config.json tell beside a file that is named as timm or Hugging Face do."""
-    if path.name not in _NAMES:
+    if path.name not in NAMES:
         return FolderConfig()
     for name in ("config.json", "preprocessor_config.json"):
         beside = path.with_name(name)

@@ -324,10 +324,8 @@ def _agrees(structure: Structure, given: Mapping[str, Source]) -> bool:
             found = structure.names.get(name.replace("{i}", str(i)))
             if found is None or source.pattern not in ("", found.pattern):
                 return False
-            # Their number may begin at another one than ours.
-            if re.sub(r"\d+", "#", source.name.replace("{i}", "0")) != re.sub(r"\d+", "#", found.name):
-                return False
-            if "{i}" not in name and source.name != found.name:
+            # Their numbers of the blocks may begin at another one than ours.
+            if not re.fullmatch(re.escape(source.name).replace(r"\{i\}", r"\d+"), found.name):
                 return False
     return True
 
