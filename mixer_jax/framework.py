@@ -4,10 +4,11 @@ Twin of mixer_torch/framework.py.
 """
 
 from mixer_common.machine import versions
+from mixer_jax.activations import activations_of_weights, gradients_of_activations, gradients_of_weights
 from mixer_jax.device import describe, prepare
 from mixer_jax.download import download_cifar10
 from mixer_jax.forward import logits_of_weights
-from mixer_jax.record import activations_of_weights, gradients_of_activations, gradients_of_weights
+from mixer_jax.modules import open_module
 from mixer_jax.train import Trainer
 
 
@@ -19,6 +20,7 @@ class JaxFramework:
     activations = staticmethod(activations_of_weights)
     gradients = staticmethod(gradients_of_weights)
     activation_gradients = staticmethod(gradients_of_activations)
+    open_module = staticmethod(open_module)
     download = staticmethod(download_cifar10)
 
     def __init__(self):

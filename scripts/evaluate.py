@@ -30,7 +30,6 @@ from mixer_common.options import (
     WeightsOptionsField,
     parse,
 )
-from mixer_common.runs import pictures
 from mixer_common.runs.classifier import open_classifier, print_classifier
 from mixer_common.training import metrics
 
@@ -97,6 +96,8 @@ def main() -> None:
     if arguments.json:
         files.replace_file(arguments.json, (json.dumps(figures, indent=2) + "\n").encode())
     if arguments.picture:
+        from mixer_common.runs import pictures
+
         pictures.confusion(matrix, dataset.class_names, arguments.picture)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import MODELS, model_name
@@ -17,7 +18,7 @@ from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
-from mixer_common.runs.folder import RunFolder, read_resumable
+from mixer_common.runs.folder import RunFolder, lock_resumable, read_resumable
 from mixer_common.training import messages
 from mixer_common.training.arguments import TrainArguments
 from mixer_common.training.given_weights import adapt_weights
@@ -44,12 +45,13 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
     not suffice.
     """
     path = run_to_resume(arguments)
-    state = read_resumable(path) if path else None
+    # Locked before the checkpoint is read: a process that trains the run meanwhile would replace it.
+    resumed = (path, lock_resumable(path), read_resumable(path)) if path else None
     device = framework.prepare(arguments.device, arguments.train.precision)
     description = framework.describe(device)
     dataset = load_dataset(arguments.dataset, arguments.data_dir, framework.download)
-    if path and state:
-        start = resume_run(path, state, arguments, framework.name, dataset)
+    if resumed:
+        start = resume_run(*resumed, arguments, framework.name, dataset)
     else:
         start = begin_run(arguments, given, framework.name, dataset)
     with start.run as run:
@@ -137,10 +139,12 @@ def with_classes(config: ModelConfig, default: ModelConfig, dataset: Dataset) ->
 
 
 def resume_run(
-    path: Path, state: Checkpoint, arguments: TrainArguments, framework: str, dataset: Dataset
+    path: Path, folder_lock: FileLock, state: Checkpoint, arguments: TrainArguments, framework: str, dataset: Dataset
 ) -> StartingPoint:
-    """Opens the folder of a run that goes on from its checkpoint. Raises UserError as `resumed_recipe` does, and where
-    the data are others."""
+    """Opens the folder of a run that goes on from its checkpoint.
+
+    folder_lock: held on it. Raises UserError as `resumed_recipe` does, and where the data are others.
+    """
     config = state.config
     recipe = resumed_recipe(config, arguments)
     if dataset.fingerprint != config.dataset_fingerprint:
@@ -152,7 +156,7 @@ def resume_run(
     frameworks = state.progress.frameworks
     if state.last_framework != framework:
         frameworks = (*frameworks, (framework, state.progress.step))
-    run = RunFolder.resume(path, replace(config, train=recipe), state.progress.step)
+    run = RunFolder.resume(path, replace(config, train=recipe), state.progress.step, folder_lock)
     return StartingPoint(run, replace(state.progress, frameworks=frameworks), state.weights, state.moments)
 
 

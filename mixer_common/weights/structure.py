@@ -43,10 +43,11 @@ def recognise_structure(shapes: Shapes, origin: str, block: str | None, given: M
         )
     told = [structure for structure in found if structure.config.block == found[0].config.block]
     if len(told) > 1:
-        raise UserError(
+        raise AmbiguousStructure(
             f"{origin} can be read in {len(told)} ways that its shapes and names do not tell apart: "
             f"{_difference(told[0], told[1])}; state the right one in a TOML file, --names, with lines such as "
-            f"{_toml_line(told[0], told[1])}."
+            f"{_toml_line(told[0], told[1])}.",
+            told,
         )
     return found[0]._replace(block_is_told=block is not None or len(found) == 1)
 
@@ -104,6 +105,14 @@ def _stated_structure(shapes: Shapes, block: str | None, given: Mapping[str, Sou
 
 class NoStructure(Exception):
     """The arrays are those of no Mixer."""
+
+
+class AmbiguousStructure(UserError):
+    """More than one mapping fits the arrays: `structures`."""
+
+    def __init__(self, message: str, structures: Sequence[Structure]):
+        super().__init__(message)
+        self.structures = structures
 
 
 def _is_class_token(name: str, shape: tuple[int, ...]) -> bool:
