@@ -18,6 +18,8 @@ from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
 from mixer_common.comparison.printing import print_comparison
 from mixer_common.comparison.sides import WeightsSubject, images_to_compare, open_model
+from mixer_common.comparison.steps import choose_recipe, compare_steps
+from mixer_common.comparison.steps_printing import print_steps
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
@@ -35,6 +37,9 @@ class Arguments:
     """Compare the gradients of the mean cross-entropy, too."""
     tolerance: float | None = None
     """Largest relative error of any layer. Default: what rounding explains, for each layer its own."""
+    steps: int | None = None
+    """Also train both sides for so many steps from A's weights, with the recipe of A or else of B where it is a run,
+    else with that named tutorial, and show where weights, gradients and moments part first."""
     images: int = 8
     """Number of test images that both sides compute."""
     dataset: DatasetName = "auto"
@@ -44,6 +49,8 @@ class Arguments:
     """Also write everything as one page to this file."""
     picture: Path | None = None
     """File for the picture of both loss curves and their difference, of two runs. Default: runs/<A>-and-<B>.png."""
+    steps_picture: Path | None = None
+    """File for the picture of --steps. Default: runs/<A>-and-<B>-steps.png."""
 
 
 def main() -> int:
@@ -56,19 +63,34 @@ def main() -> int:
     dataset = load_dataset(arguments.dataset, arguments.data_dir, frameworks[models[0].framework].download)
     inputs = images_to_compare(dataset, arguments.images)
     print(f"Images     {inputs.description}\nPrecision  {arguments.precision}", flush=True)
-    recordings = []
+    recordings, subjects = [], []
     for letter, model in zip("AB", models, strict=True):
         framework, start = frameworks[model.framework], time.perf_counter()
         device = framework.prepare(arguments.device, arguments.precision)
         runs_in = f"{framework.name} {framework.versions[framework.name]} on {framework.describe(device)}"
         print(f"{letter}          {model.name}: {model.description}; {runs_in}", flush=True)
         subject = WeightsSubject(model, framework, partial(framework.prepare, arguments.device))
+        subjects.append(subject)
         recordings.append(subject.record(inputs, arguments.precision, arguments.gradients))
         print(f"           computed in {time.perf_counter() - start:.1f} s", flush=True)
     comparison = compare(recordings[0], recordings[1], arguments.tolerance)
     print_comparison(comparison)
     write_files(comparison, arguments)
-    return 1 if comparison.first_past_bound else 0
+    steps = None
+    if arguments.steps is not None:
+        recipe, assumed = choose_recipe(models[0].recipe, models[1].recipe, arguments.precision)
+        print(f"Training   {assumed}", flush=True)
+        steps = compare_steps(
+            subjects[0],
+            subjects[1],
+            (arguments.a, arguments.b),
+            recipe,
+            dataset.train_images,
+            dataset.train_labels,
+            arguments.steps,
+        )
+        print_steps(steps)
+    return 1 if comparison.first_past_bound or (steps and steps.first) else 0
 
 
 def check(arguments: Arguments) -> None:

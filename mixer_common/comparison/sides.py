@@ -1,7 +1,7 @@
 """The input of a comparison: models opened by their paths, and the images that both compute."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import model_name
+from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
-from mixer_common.interface import Framework
+from mixer_common.interface import Framework, Trainer
 from mixer_common.plan.random import generator
 from mixer_common.runs import checkpoint
 from mixer_common.runs.folder import read_losses
@@ -29,6 +30,7 @@ class OpenedModel:
     framework: str  # "jax" or "torch": the one that computes it
     weights: ModelWeights
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
+    recipe: TrainConfig | None = None  # where it is a run
 
 
 class WeightsSubject:
@@ -73,6 +75,16 @@ class WeightsSubject:
             framework.activation_gradients(*model, inputs.images, labels, precision, device) if gradients else None,
         )
 
+    def with_weights(self, arrays: Arrays) -> "WeightsSubject":
+        """The same model with other canonical weights."""
+        weights = replace(self._model.weights, arrays=dict(arrays))
+        return WeightsSubject(replace(self._model, weights=weights), self._framework, self._device)
+
+    def trainer(self, recipe: TrainConfig, images: np.ndarray, labels: np.ndarray) -> Trainer:
+        """The model at the beginning of a training, in the recipe's precision; see interface.Framework.trainer."""
+        device = self._device(recipe.precision)
+        return self._framework.trainer(self.config, recipe, self.weights, images, labels, device=device)
+
 
 def open_model(text: str, default_framework: str) -> OpenedModel:
     """Opens PATH, jax:PATH or torch:PATH, of a run or of weights in any format.
@@ -94,7 +106,7 @@ def open_model(text: str, default_framework: str) -> OpenedModel:
     weights = ModelWeights(state.config.model, dict(state.weights), "canonical")
     description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
     losses = read_losses(path) if (path / "step_losses.npy").exists() else None
-    return OpenedModel(text, description, framework or state.last_framework, weights, losses)
+    return OpenedModel(text, description, framework or state.last_framework, weights, losses, state.config.train)
 
 
 def images_to_compare(dataset: Dataset, count: int) -> Inputs:
