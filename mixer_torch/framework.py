@@ -9,6 +9,7 @@ from mixer_common.machine import versions
 from mixer_torch.device import describe, prepare
 from mixer_torch.download import download_cifar10
 from mixer_torch.forward import logits_of_weights
+from mixer_torch.optimizer import update_weights
 from mixer_torch.record import activations_of_weights, gradients_of_activations, gradients_of_weights
 from mixer_torch.train import Trainer
 
@@ -21,6 +22,7 @@ class TorchFramework:
     activations = staticmethod(activations_of_weights)
     gradients = staticmethod(gradients_of_weights)
     activation_gradients = staticmethod(gradients_of_activations)
+    update_weights = staticmethod(update_weights)
     download = staticmethod(download_cifar10)
 
     def __init__(self, compiled: bool = False):

@@ -18,7 +18,7 @@ from mixer_common.comparison.compare import Comparison, compare
 from mixer_common.comparison.differences import describe_losses
 from mixer_common.comparison.printing import print_comparison
 from mixer_common.comparison.sides import WeightsSubject, images_to_compare, open_model
-from mixer_common.comparison.steps import choose_recipe, compare_steps
+from mixer_common.comparison.steps import train_and_compare
 from mixer_common.comparison.steps_printing import print_steps
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
@@ -78,16 +78,9 @@ def main() -> int:
     write_files(comparison, arguments)
     steps = None
     if arguments.steps is not None:
-        recipe, assumed = choose_recipe(models[0].recipe, models[1].recipe, arguments.precision)
-        print(f"Training   {assumed}", flush=True)
-        steps = compare_steps(
-            subjects[0],
-            subjects[1],
-            (arguments.a, arguments.b),
-            recipe,
-            dataset.train_images,
-            dataset.train_labels,
-            arguments.steps,
+        names = arguments.a, arguments.b
+        steps = train_and_compare(
+            subjects[0], subjects[1], names, dataset, arguments.steps, arguments.precision, arguments.device
         )
         print_steps(steps)
     return 1 if comparison.first_past_bound or (steps and steps.first) else 0

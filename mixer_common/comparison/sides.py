@@ -75,6 +75,11 @@ class WeightsSubject:
             framework.activation_gradients(*model, inputs.images, labels, precision, device) if gradients else None,
         )
 
+    @property
+    def recipe(self) -> TrainConfig | None:
+        """That of a run; None for weights."""
+        return self._model.recipe
+
     def with_weights(self, arrays: Arrays) -> "WeightsSubject":
         """The same model with other canonical weights."""
         weights = replace(self._model.weights, arrays=dict(arrays))

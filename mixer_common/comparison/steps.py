@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF
-from mixer_common.comparison.recording import Arrays, Subject
+from mixer_common.comparison.recording import Arrays, Subject, TrainableSubject
+from mixer_common.comparison.sides import WeightsSubject
+from mixer_common.comparison.subject_trainer import SubjectTrainer, plain_recipe
 from mixer_common.config.model import ModelConfig, describe_differences, layers, weight_shapes
 from mixer_common.config.presets import RECIPES
 from mixer_common.config.train import MOMENTS, TrainConfig
+from mixer_common.data import Dataset
 from mixer_common.errors import UserError
-from mixer_common.interface import Trainer
-from mixer_common.plan.epoch import epoch_plan
+from mixer_common.interface import load_framework
+from mixer_common.plan.epoch import EpochPlan, epoch_plan
 
 # The sets of arrays of each kind that a step leaves, and the kinds in the order in which the step computes them.
 KINDS = {
@@ -27,17 +30,16 @@ KINDS = {
 MANY_ROUNDINGS = 100
 
 
-@runtime_checkable
-class TrainableSubject(Subject, Protocol):
-    """A subject that can be trained."""
+class StepTrainer(Protocol):
+    """The part of interface.Trainer that a comparison of steps uses."""
 
-    def with_weights(self, arrays: Arrays) -> "TrainableSubject":
-        """The same model with other canonical weights."""
-        ...
+    def begin_epoch(self, plan: EpochPlan) -> None: ...
 
-    def trainer(self, recipe: TrainConfig, images: np.ndarray, labels: np.ndarray) -> Trainer:
-        """The model at the beginning of a training, in the recipe's precision; see interface.Framework.trainer."""
-        ...
+    def train(self, first: int, last: int) -> np.ndarray: ...
+
+    def weights(self) -> dict[str, np.ndarray]: ...
+
+    def moments(self) -> dict[str, dict[str, np.ndarray]]: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class StepsComparison:
     a: str  # as the user wrote it
     b: str
     recipe: TrainConfig  # of both
+    description: str  # of the recipe: whose it is, and what was assumed
     names: tuple[str, ...]  # of the weights, canonical, in network order
     without_effect: frozenset[str]  # the weights that the model's outputs do not depend on
     errors: Mapping[str, np.ndarray]  # by the names in KINDS' values: (steps, weights), of B from A; see rms_errors
@@ -156,55 +159,60 @@ class StepsComparison:
         )
 
 
-def choose_recipe(a: TrainConfig | None, b: TrainConfig | None, precision: str) -> tuple[TrainConfig, str]:
+def choose_recipe(a: TrainConfig | None, b: TrainConfig | None, precision: str, plain: bool) -> tuple[TrainConfig, str]:
     """The recipe that both sides are trained with, and a description of it.
 
-    a and b: those of the sides that are runs. It is A's, else B's, else that named "tutorial".
+    a and b: those of the sides that are runs. It is A's, else B's, else that named "tutorial". plain: whether a side
+    is trained by SubjectTrainer.
     """
     found, origin = (a, "of A") if a else (b, "of B") if b else (RECIPES["tutorial"], '"tutorial", assumed')
     recipe = replace(found, precision=precision)
+    switched_off: tuple[str, ...] = ()
+    if plain:
+        recipe, switched_off = plain_recipe(recipe)
     description = (
         f"the recipe {origin}: {recipe.optimizer}, learning rate {recipe.learning_rate:g}, {recipe.batch_size} images "
         f"a step, seed {recipe.seed}"
     )
+    if switched_off:
+        description += f"; without {', '.join(switched_off)}, since a module is given images and labels alone"
     if a and b and (differing := [name for name, value in vars(a).items() if value != vars(b)[name]]):
         description += f"; B's run has another {', '.join(differing)}"
     return recipe, description
 
 
-def compare_steps(
-    a: Subject,
-    b: Subject,
-    names: tuple[str, str],
-    recipe: TrainConfig,
-    images: np.ndarray,
-    labels: np.ndarray,
-    steps: int,
+def train_and_compare(
+    a: Subject, b: Subject, names: tuple[str, str], dataset: Dataset, steps: int, precision: str, device: str
 ) -> StepsComparison:
     """Trains both sides from A's weights with one recipe on the same images in the same order, and compares each step.
 
     A third training, A's with every first weight moved by one rounding, shows what the run makes of rounding.
-    images: uint8 (N, H, W, 3); labels: (N,). Raises UserError where a side cannot be trained, the models have
-    different shapes, or there are no steps.
+    names: of the sides, as the user wrote them. device: "auto", "cpu" or "gpu". Raises UserError where a side cannot
+    be trained, the models have different shapes, or there are no steps.
     """
     if steps < 1:
         raise UserError(f"--steps is {steps}, but at least 1 step must be trained.")
+    sides = _trainable(a, names[0]), _trainable(b, names[1])
     shapes = weight_shapes(a.config)
     if shapes != weight_shapes(b.config):
         raise UserError(
             f"--steps trains {names[1]} from the weights of {names[0]}, but the models have different shapes "
             f"({describe_differences(a.config, b.config)}): name two models of the same sizes."
         )
-    sides = _trainable(a, names[0]), _trainable(b, names[1])
-    dtype = np.float64 if recipe.precision == "float64" else np.float32
+    plain = not all(isinstance(side, WeightsSubject) for side in sides)
+    recipe_a, recipe_b = (side.recipe if isinstance(side, WeightsSubject) else None for side in sides)
+    recipe, description = choose_recipe(recipe_a, recipe_b, precision, plain)
+    dtype = np.float64 if precision == "float64" else np.float32
     start = {name: np.asarray(array, dtype) for name, array in a.weights.items()}
-    moved = moved_by_one_rounding(start, recipe.precision)
+    moved = moved_by_one_rounding(start, precision)
     trainers = [
-        subject.with_weights(weights).trainer(recipe, images, labels % subject.config.num_classes)
-        for subject, weights in zip((*sides, sides[0]), (start, start, moved), strict=True)
+        _trainer(side.with_weights(weights), recipe, dataset, device)
+        for side, weights in zip((*sides, sides[0]), (start, start, moved), strict=True)
     ]
+    config = replace(a.config, stochastic_depth=0.0) if plain else a.config
     errors, rounding, losses = [], [], []
-    for step_losses, (arrays_a, arrays_b, arrays_moved) in _train(trainers, a.config, recipe, images.shape, steps):
+    shape = dataset.train_images.shape
+    for step_losses, (arrays_a, arrays_b, arrays_moved) in _train(trainers, config, recipe, shape, steps):
         errors.append({name: rms_errors(arrays_b[name], arrays_a[name]) for name in arrays_a})
         rounding.append({name: rms_errors(arrays_moved[name], arrays_a[name]) for name in arrays_a})
         losses.append(step_losses[:2])
@@ -212,8 +220,9 @@ def compare_steps(
     return StepsComparison(
         *names,
         recipe,
+        description,
         tuple(shapes),
-        weights_without_effect(a.config),
+        weights_without_effect(config),
         *({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (errors, rounding)),
         losses=(losses_a, losses_b),
     )
@@ -271,12 +280,20 @@ def _trainable(subject: Subject, name: str) -> TrainableSubject:
     )
 
 
+def _trainer(subject: TrainableSubject, recipe: TrainConfig, dataset: Dataset, device: str) -> StepTrainer:
+    images, labels = dataset.train_images, dataset.train_labels % subject.config.num_classes
+    if isinstance(subject, WeightsSubject):
+        return subject.trainer(recipe, images, labels)
+    framework = load_framework(subject.framework)
+    return SubjectTrainer(subject, framework, framework.prepare(device, recipe.precision), recipe, images, labels)
+
+
 def _rms(array: np.ndarray) -> float:
     return float(np.sqrt(np.square(array, dtype=np.float64).mean())) if array.size else 0.0
 
 
 def _train(
-    trainers: list[Trainer], config: ModelConfig, recipe: TrainConfig, shape: tuple[int, ...], steps: int
+    trainers: list[StepTrainer], config: ModelConfig, recipe: TrainConfig, shape: tuple[int, ...], steps: int
 ) -> Iterator[tuple[list[float], list[dict[str, Arrays]]]]:
     """The loss of each trainer in every step, and the arrays that the step leaves, by the names in KINDS' values."""
     states = [_state(trainer) for trainer in trainers]
@@ -293,7 +310,7 @@ def _train(
         steps, epoch = steps - min(steps, plan.steps), epoch + 1
 
 
-def _state(trainer: Trainer) -> dict[str, Arrays]:
+def _state(trainer: StepTrainer) -> dict[str, Arrays]:
     weights, moments = trainer.weights(), trainer.moments()
     if "trained_weights" not in moments:
         return {**moments, "weights": weights}

@@ -12,6 +12,7 @@ from mixer_common.comparison.steps import KINDS, StepDifference, StepsComparison
 
 def print_steps(comparison: StepsComparison) -> None:
     """Prints where gradients, moments and weights part first, and one sentence: the trainings agree, or where not."""
+    print(f"Training   {comparison.description}")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"{comparison.steps:,} steps", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "first past its bound", "step", "error", "rounding", "bound"):
