@@ -1,6 +1,6 @@
 """The input of a comparison: models opened by their paths, and the images that both compute."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,15 @@ import numpy as np
 
 from mixer_common.comparison.factories import call_factory, is_factory
 from mixer_common.comparison.modules import ModuleOptions, ModuleSubject, PixelLayout
-from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, Subject
+from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, RecordingSubject, Subject
 from mixer_common.comparison.recording_files import Progress, no_progress, open_recording, record_to_file
 from mixer_common.comparison.settings import run_settings
 from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import model_name
+from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
-from mixer_common.interface import Framework, load_framework
+from mixer_common.interface import Framework, Trainer, load_framework
 from mixer_common.machine import processor_name
 from mixer_common.plan.random import generator
 from mixer_common.runs import checkpoint
@@ -51,6 +52,7 @@ class OpenedModel:
     weights: ModelWeights
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
     run: Mapping[str, Any] = field(default_factory=dict)  # settings.run_settings, where it is a run
+    recipe: TrainConfig | None = None  # where it is a run
 
 
 class WeightsSubject:
@@ -72,10 +74,10 @@ class WeightsSubject:
     def framework(self) -> str:
         return self._framework.name
 
-    def with_weights(self, arrays: Arrays) -> "WeightsSubject":
-        """The same model with other canonical weights."""
-        weights = replace(self._model.weights, arrays=dict(arrays))
-        return WeightsSubject(replace(self._model, weights=weights), self._framework, self._device)
+    @property
+    def trained_in(self) -> str | None:
+        """The precision of its training, where it is a run."""
+        return self._model.run.get("precision")
 
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
@@ -94,11 +96,27 @@ class WeightsSubject:
 
     def record_to_file(
         self, path: Path, inputs: Inputs, precision: str, gradients: bool = False, progress: Progress = no_progress
-    ) -> None:
-        """Writes the recording of `record` to a file, each activation as soon as it is computed."""
+    ) -> Origin:
+        """Writes the recording of `record` to a file, each activation as soon as it is computed; returns its origin."""
         device = self._device(precision)
         origin = self._origin(precision, device)
         record_to_file(path, self.config, self.weights, inputs, origin, self._framework, device, gradients, progress)
+        return origin
+
+    @property
+    def recipe(self) -> TrainConfig | None:
+        """That of a run; None for weights."""
+        return self._model.recipe
+
+    def with_weights(self, arrays: Arrays) -> "WeightsSubject":
+        """The same model with other canonical weights."""
+        weights = replace(self._model.weights, arrays=dict(arrays))
+        return WeightsSubject(replace(self._model, weights=weights), self._framework, self._device)
+
+    def trainer(self, recipe: TrainConfig, images: np.ndarray, labels: np.ndarray) -> Trainer:
+        """The model at the beginning of a training, in the recipe's precision; see interface.Framework.trainer."""
+        device = self._device(recipe.precision)
+        return self._framework.trainer(self.config, recipe, self.weights, images, labels, device=device)
 
     def _origin(self, precision: str, device: Any) -> Origin:
         return Origin(
@@ -134,7 +152,7 @@ def open_side(
     options: SideOptions | None = None,
     image_size: ImageSize | None = None,
 ) -> Subject:
-    """One side of a comparison: a run or weights as open_model takes them, a recording, or somebody's module.
+    """One side of a comparison: a run or weights as open_model takes them, somebody's module, or a recording.
 
     A module is written jax:FILE.py:FUNCTION or torch:PACKAGE.MODULE:FUNCTION; the function is called, so that the
     user's own code runs. default_framework computes weights whose text names none. device: auto, cpu or gpu.
@@ -143,7 +161,7 @@ def open_side(
     options = options or SideOptions()
     if _is_module(text):
         return _open_module(text, device, options, image_size)
-    if (recording := open_recording(text)) is not None:
+    if recording := open_recording(text):
         return recording
     model = open_model(text, default_framework, options)
     framework = load_framework(model.framework)
@@ -217,7 +235,15 @@ def open_model(text: str, default_framework: str, options: SideOptions | None = 
     weights = with_details(weights, str(path), **options.details)
     description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
     losses = read_losses(path) if (path / "step_losses.npy").exists() else None
-    return OpenedModel(text, description, framework or state.last_framework, weights, losses, run_settings(path, state))
+    settings = run_settings(path, state)
+    return OpenedModel(
+        text, description, framework or state.last_framework, weights, losses, settings, state.config.train
+    )
+
+
+def recorded_inputs(subjects: Sequence[Subject]) -> Inputs | None:
+    """The inputs of the first side that is a recording, which the others must compute, too; None where none is."""
+    return next((side.recording.inputs for side in subjects if isinstance(side, RecordingSubject)), None)
 
 
 def images_to_compare(dataset: Dataset, count: int) -> Inputs:
