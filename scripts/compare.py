@@ -32,21 +32,21 @@ from mixer_common.comparison.sides import SideOptions, images_to_compare, open_s
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
-from mixer_common.options import DataDir, DatasetName, Device, Names, PixelMean, PixelStd, Precision, parse
+from mixer_common.options import (
+    DataDir,
+    DatasetName,
+    Device,
+    Epsilon,
+    Gelu,
+    Layout,
+    Names,
+    PixelMean,
+    PixelStd,
+    Precision,
+    parse,
+)
 from mixer_common.weights.patterns import read_names
 from mixer_common.weights.pixels import stated_scale
-
-Gelu = Annotated[
-    Literal["exact", "tanh"] | None, tyro.conf.arg(help="State the GELU that the side computes. Default: its own.")
-]
-Epsilon = Annotated[
-    float | None,
-    tyro.conf.arg(help="State the number that every LayerNorm of the side adds to the variance. Default: its own."),
-]
-Layout = Annotated[
-    Literal["nchw", "nhwc"] | None,
-    tyro.conf.arg(help="State the order of the axes of the pixels that a module takes. Default: nchw; of JAX nhwc."),
-]
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,8 @@ def choose_inputs(arguments: Arguments, subjects: Sequence[Subject]) -> Inputs:
 def record(side: Subject, letter: str, inputs: Inputs, precision: str, arguments: Arguments) -> Recording:
     """What the side computes, or what was recorded; prints what it is and how long it took."""
     start = time.perf_counter()
+    if isinstance(side, RecordingSubject):
+        precision = side.recording.origin.precision
     recording = side.record(inputs, precision, arguments.gradients)
     origin = recording.origin
     print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)

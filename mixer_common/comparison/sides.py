@@ -99,11 +99,12 @@ class WeightsSubject:
 
     def record_to_file(
         self, path: Path, inputs: Inputs, precision: str, gradients: bool = False, progress: Progress = no_progress
-    ) -> None:
-        """Writes the recording of `record` to a file, each activation as soon as it is computed."""
+    ) -> Origin:
+        """Writes the recording of `record` to a file, each activation as soon as it is computed; returns its origin."""
         device = self._device(precision)
         origin = self._origin(precision, device)
         record_to_file(path, self.config, self.weights, inputs, origin, self._framework, device, gradients, progress)
+        return origin
 
     def _origin(self, precision: str, device: Any) -> Origin:
         return Origin(
@@ -184,7 +185,9 @@ def _open_module(text: str, device: str, options: SideOptions, image_size: Image
         }
         raise UserError(f"{text} returned {_described(model)}, but must return {expected[name]}.")
     weights = load_weights(options.weights, pixels=options.pixels) if options.weights else None
-    given = ModuleOptions(options.layout, options.pixels, weights, options.names, options.details)
+    arrays = weights.arrays if weights else None
+    image_size = image_size or (weights.config.image_size if weights else None)
+    given = ModuleOptions(options.layout, options.pixels, arrays, options.names, options.details)
     return ModuleSubject(text, module, framework, partial(framework.prepare, device), given, image_size)
 
 
