@@ -103,7 +103,7 @@ def _print_verdict(comparison: Comparison, first: LayerDifference | None) -> Non
         print(comparison.cause)
     if math.isfinite(comparison.passing_tolerance) and comparison.passing_tolerance:
         print(f"They would just pass with --tolerance {rounded_up(comparison.passing_tolerance)}.")
-    if difference := comparison.without_effect:
+    if comparison.agrees and (difference := comparison.without_effect):
         print(describe_without_effect(difference))
 
 
