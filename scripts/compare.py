@@ -29,6 +29,8 @@ from mixer_common.comparison.precisions import layer_effects
 from mixer_common.comparison.printing import print_comparison
 from mixer_common.comparison.recording import Inputs, Recording, RecordingSubject, Subject
 from mixer_common.comparison.sides import SideOptions, images_to_compare, open_sides, recorded_inputs
+from mixer_common.comparison.steps import StepsComparison, train_and_compare
+from mixer_common.comparison.steps_printing import print_steps
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
@@ -71,6 +73,9 @@ class Arguments:
     precisions: bool = False
     """Run A with one layer after the other in bfloat16, too, and state what that does to the logits. It takes as many
     passes as there are layers."""
+    steps: int | None = None
+    """Also train both sides for so many steps from A's weights, with the recipe of A or else of B where it is a run,
+    else with that named tutorial, and show where weights, gradients and moments part first."""
     images: int | None = None
     """Number of test images that both sides compute. Default: 8, or those of the recording where a side is one."""
     dataset: DatasetName = "auto"
@@ -118,7 +123,20 @@ def main() -> int:
         comparison = replace(comparison, bfloat16=tuple(layer_effects(a, sides[0])))
     print_comparison(comparison)
     write_files(comparison, arguments)
-    return 0 if comparison.agrees else 1
+    agree = comparison.agrees
+    if arguments.steps is not None:
+        steps = train_sides(arguments, sides, precision)
+        agree = agree and steps.first is None
+    return 0 if agree else 1
+
+
+def train_sides(arguments: Arguments, sides: tuple[Subject, Subject], precision: str) -> StepsComparison:
+    """Trains both sides, and prints where they part."""
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, load_framework(sides[0].framework).download)
+    names = arguments.a, arguments.b
+    steps = train_and_compare(*sides, names, dataset, arguments.steps or 0, precision, arguments.device)
+    print_steps(steps)
+    return steps
 
 
 def compare_stored(arguments: Arguments) -> int:

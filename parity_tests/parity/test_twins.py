@@ -23,6 +23,7 @@ ONLY_IN_JAX = {
     "model.gelu": "torch.nn.functional has one",
     "model.to_canonical(config)": "the shapes to transpose to; PyTorch's layouts are the canonical ones",
     "model.to_canonical(state)": "a tree, where PyTorch has tensors by name",
+    "orbax_folders": "a folder of Orbax takes Orbax to read, which comes with Flax",
     "optimizer.load_moments(params)": "the weights are no part of an optimizer of optax",
     "optimizer.load_moments(state)": "nor are the moments, which are replaced in PyTorch",
     "optimizer.moments(config)": "see model.to_canonical",
