@@ -50,7 +50,7 @@ class Arguments:
     picture: Path | None = None
     """File for the picture of both loss curves and their difference, of two runs. Default: runs/<A>-and-<B>.png."""
     steps_picture: Path | None = None
-    """File for the picture of --steps. Default: runs/<A>-and-<B>-steps.png."""
+    """File for the picture of --steps: where the trainings part, weight by step."""
 
 
 def main() -> int:
@@ -83,6 +83,10 @@ def main() -> int:
             subjects[0], subjects[1], names, dataset, arguments.steps, arguments.precision, arguments.device
         )
         print_steps(steps)
+        if arguments.steps_picture:
+            from mixer_common.comparison.steps_drawing import save_heat_map
+
+            save_heat_map(steps, arguments.steps_picture)
     return 1 if comparison.first_past_bound or (steps and steps.first) else 0
 
 
@@ -90,9 +94,11 @@ def check(arguments: Arguments) -> None:
     """Raises UserError for values out of range, and makes the folders of the files to write."""
     if arguments.images < 1:
         raise UserError(f"--images is {arguments.images}, but at least 1 image must be compared.")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise UserError(f"--steps is {arguments.steps}, but at least 1 step must be trained.")
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise UserError(f"--tolerance is {arguments.tolerance}, but a largest error must be at least 0.")
-    for path in (arguments.html, arguments.picture):
+    for path in (arguments.html, arguments.picture, arguments.steps_picture):
         if path and path.is_dir():
             raise UserError(f"{path} is a folder, but a file is written there: give it a name in it.")
         if path:

@@ -188,10 +188,8 @@ def train_and_compare(
 
     A third training, A's with every first weight moved by one rounding, shows what the run makes of rounding.
     names: of the sides, as the user wrote them. device: "auto", "cpu" or "gpu". Raises UserError where a side cannot
-    be trained, the models have different shapes, or there are no steps.
+    be trained or the models have different shapes.
     """
-    if steps < 1:
-        raise UserError(f"--steps is {steps}, but at least 1 step must be trained.")
     sides = _trainable(a, names[0]), _trainable(b, names[1])
     shapes = weight_shapes(a.config)
     if shapes != weight_shapes(b.config):
