@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from mixer_bench import pictures
 from mixer_bench.recipe_training import Training, epochs_that_fit, run_training
 from mixer_bench.report import write_json
 from mixer_bench.results import Measurement
@@ -150,6 +149,8 @@ def measure_benchmark(session: Session, deadline: float) -> dict[str, Any]:
         together = names == settings.only
         path = settings.out / ("benchmark.json" if together else f"benchmark-{names[0]}.json")
         write_json(measurement, path)
+        from mixer_bench import pictures
+
         pictures.speeds(measurement, path.with_suffix(".png"))
         batch_size = {"batch_size": measurement.settings["batch_size"]}
         rows += [batch_size | asdict(result) for result in measurement.results]
@@ -271,6 +272,8 @@ def _write_report(report: dict[str, Any], settings: Settings, start: float) -> N
     }
     if curves:
         title = f"Training on {settings.dataset}, {PRECISION}, {report['machine']['device']}"
+        from mixer_bench import pictures
+
         pictures.accuracies(curves, title, settings.out / "curves.png")
 
 

@@ -1,12 +1,14 @@
-"""The interface between mixer_common and a framework: two Protocols, Framework and Trainer.
+"""The interface between mixer_common and a framework: the Protocols Framework, Trainer and OpenedModule.
 
-mixer_jax/framework.py and mixer_torch/framework.py implement the first, their train.py the second. Shapes: N images
+mixer_jax/framework.py and mixer_torch/framework.py implement the first, their train.py the second, their modules.py
+the third. Shapes: N images
 of H x W pixels, B of them in a batch. "Canonical" arrays have the names, shapes and order of
 mixer_common.config.model.weight_shapes. A precision is "float32", "bfloat16" or "float64"; the dtype of its weights
 is float64 for "float64", else float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from mixer_common.plan.epoch import EpochPlan
 from mixer_common.plugins import load_plugin
 
 Arrays = Mapping[str, np.ndarray]
+Sink = Callable[[str, np.ndarray], None]  # takes a name and an array, which may change after the call
 
 
 class Trainer(Protocol):
@@ -57,6 +60,82 @@ class Trainer(Protocol):
         With `weights`, everything that a run needs to continue to the same bits.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a submodule. Arrays are copies, of the weights' dtype; None where the value is no array of
+    floating-point numbers."""
+
+    path: str  # of the submodule in its module, "" for the module itself; what stands before its arrays' names
+    number: int  # of the calls of this submodule before
+    kind: str  # the name of its class
+    input: np.ndarray | None  # its first argument that is an array
+    output: np.ndarray | None  # what it returned, or the first of several
+    dtype: str = ""  # of the output, as the module computed it
+    input_gradient: np.ndarray | None = None  # of the loss; None where none was asked for, or none arrives
+    output_gradient: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ModuleRun:
+    """What a module computed in one forward pass."""
+
+    calls: tuple[ModuleCall, ...]  # in the order in which they ended, the module itself last
+    gradients: Arrays | None = None  # of its own arrays by their names; None where none were asked for
+    random: tuple[str, ...] = ()  # the submodules that computed other values when they were called again
+    lost: tuple[str, ...] = ()  # the submodules whose values cannot be seen, since a transformation traces them
+
+
+# The input and the output of a submodule that take the place of its own; None leaves its own.
+ModuleReplacements = Mapping[tuple[str, int], tuple[np.ndarray | None, np.ndarray | None]]
+
+
+class OpenedModule(Protocol):
+    """Somebody's module, whose submodules can be watched while it computes. It is left as it is."""
+
+    @property
+    def kind(self) -> str:
+        """For people: "a torch.nn.Module (Net)"."""
+        ...
+
+    def initialised(self, pixels: np.ndarray) -> bool:
+        """Draws weights with seed 0 where the module has none; pixels as in `run`. Returns whether it did."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its parameters by their names, in the order in which it was built, and what it holds of a scale of pixels.
+
+        Empty where it has no weights yet."""
+        ...
+
+    def load(self, arrays: Arrays) -> "OpenedModule":
+        """The same module with other values for some of its arrays, of the same shapes and names."""
+        ...
+
+    def run(
+        self,
+        pixels: np.ndarray,
+        precision: str,
+        device: Any,
+        labels: np.ndarray | None = None,
+        replacements: ModuleReplacements | None = None,
+    ) -> ModuleRun:
+        """One forward pass, nothing dropped, with what every submodule was given and returned.
+
+        pixels: floating-point numbers in the layout that the module takes. labels (N,): also compute the gradients of
+        the mean cross-entropy. replacements: by path and number of a call. Without either the module is called twice.
+        Raises ModuleError where the module raises.
+        """
+        ...
+
+
+class ModuleError(Exception):
+    """A module that cannot be called; `path` is that of the submodule that raised, `__cause__` what it raised."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self.path = path
 
 
 class Framework(Protocol):
@@ -114,11 +193,14 @@ class Framework(Protocol):
         precision: str,
         device: Any,
         replacements: Arrays | None = None,
+        sink: Sink | None = None,
     ) -> dict[str, np.ndarray]:
         """Every activation of one forward pass, (N, ...) in the weights' dtype, named and ordered as
         mixer_common.config.model.activation_names; "head" is the logits.
 
-        replacements: activations, by name, with which the model goes on after it has computed its own."""
+        replacements: activations, by name, with which the model goes on after it has computed its own.
+        sink: gets each activation as soon as it is computed, in network order and to the same bits, so that they are
+        never in memory together; the result is empty then. What it raises, this raises."""
         ...
 
     def gradients(
@@ -133,6 +215,10 @@ class Framework(Protocol):
     ) -> dict[str, np.ndarray]:
         """Gradients of the same loss with respect to every activation, by the names and in the order of
         `activations`, in the weights' dtype."""
+        ...
+
+    def open_module(self, model: Any) -> OpenedModule | None:
+        """A module of this framework, made ready for being watched; None where the object is no such module."""
         ...
 
     def update_weights(

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -25,6 +26,7 @@ _EXHAUSTED_MESSAGES = (
 # Settings of the GNU C library's malloc: environment variable, number in malloc.h, value.
 _MALLOC_SETTINGS = (("MALLOC_ARENA_MAX", -8, 1), ("MALLOC_MMAP_MAX_", -4, 0), ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1))
 _LARGE_STEP_BYTES = 2**28
+_MMAP_THRESHOLD = -3  # the number of malloc.h
 # Freed memory that is not given back can leave gaps that the next step does not fit into, so that a step takes twice
 # its memory at worst; it is reused only where a step takes no more than this share of the machine's memory.
 _LARGEST_SHARE = 1 / 4
@@ -107,6 +109,18 @@ def reuse_freed_memory(step_bytes: int) -> None:
             mallopt(number, value)
 
 
+def return_freed_memory() -> None:
+    """Lets every block of a megabyte and more that the process frees go back to the system at once.
+
+    By itself, the GNU C library keeps blocks of up to 32 MB for later ones, in several arenas and with gaps between
+    them: where thousands of blocks are allocated and freed in turn, the process grows and grows. It does nothing where
+    the C library is not GNU's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_MMAP_THRESHOLD, 2**20)
+
+
 def malloc_environment(step_bytes: int) -> Mapping[str, str]:
     """The environment variables with which a new process starts as if `reuse_freed_memory` had been called."""
     return {name: str(value) for name, _, value in _MALLOC_SETTINGS} if _is_worth_reusing(step_bytes) else {}
@@ -117,5 +131,18 @@ def _is_worth_reusing(step_bytes: int) -> bool:
 
 
 def cache_dir() -> Path:
-    """The folder for what may be deleted at any time: $XDG_CACHE_HOME/mlp-mixer, else ~/.cache/mlp-mixer."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlp-mixer"
+    """The folder for what may be deleted at any time: $XDG_CACHE_HOME/mlp-mixer, else ~/.cache/mlp-mixer.
+
+    A user without a home, as in a container that runs under a foreign number, gets one of his own below the folder for
+    temporary files.
+    """
+    if parent := os.environ.get("XDG_CACHE_HOME"):
+        return Path(parent) / "mlp-mixer"
+    try:
+        return Path.home() / ".cache" / "mlp-mixer"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"mlp-mixer-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Another user may have made it, to put something into the cache.
+        is_own = folder.stat(follow_symlinks=False).st_uid == os.getuid()
+        return folder if is_own else Path(tempfile.mkdtemp(prefix="mlp-mixer-"))

@@ -1,6 +1,7 @@
 """Command-line options that several scripts share, and how a script reads its command line."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -19,12 +20,20 @@ DataDir = Annotated[
     tyro.conf.arg(help="Folder that holds CIFAR-10 or receives it. Default: $MLP_MIXER_DATA, else ~/.cache/mlp-mixer."),
 ]
 FrameworkName = Annotated[
-    Literal["auto", "jax", "torch"], tyro.conf.arg(help="The framework that computes; auto: the one that trained last.")
+    Literal["auto", "jax", "torch"],
+    tyro.conf.arg(help="The framework that computes; auto: the one that trained last, and JAX for weights alone."),
 ]
 Precision = Annotated[
     Literal["float32", "bfloat16", "float64"],
     tyro.conf.arg(
         help="The arithmetic of the model; with bfloat16, the weights and the statistics of norms stay float32."
+    ),
+]
+Weights = Annotated[
+    str,
+    tyro.conf.arg(
+        help="A run, a checkpoint, or weights in any format that docs/formats.md lists: a file, a folder, "
+        "hf:OWNER/NAME[@REVISION], https://... or gs://BUCKET/PATH."
     ),
 ]
 Prefer = Annotated[
@@ -57,6 +66,41 @@ Names = Annotated[
         '"blocks.{i}.token_norm.weight" = "layers.{i}.ln_a.weight". Default: names and shapes tell.',
     ),
 ]
+
+# Of a side of a comparison.
+Gelu = Annotated[
+    Literal["exact", "tanh"] | None, tyro.conf.arg(help="State the GELU that the side computes. Default: its own.")
+]
+Epsilon = Annotated[
+    float | None,
+    tyro.conf.arg(help="State the number that every LayerNorm of the side adds to the variance. Default: its own."),
+]
+Layout = Annotated[
+    Literal["nchw", "nhwc"] | None,
+    tyro.conf.arg(help="State the order of the axes of the pixels that a module takes. Default: nchw; of JAX nhwc."),
+]
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """What a file of weights does not tell, and which of them are read."""
+
+    gelu: Literal["exact", "tanh"] | None = None
+    """State the GELU that the model computes, where the weights do not tell or tell another. Default: the weights'."""
+    layer_norm_epsilon: float | None = None
+    """State the number that every LayerNorm adds to the variance. Default: the weights'."""
+    image_shape: tuple[int, int] | None = None
+    """State height and width, in pixels, of the images that the patches make up. Default: the squarest."""
+    block: Literal["mixer", "tutorial"] | None = None
+    """State the block, where a canonical file has as many patches as channels. Default: the weights'."""
+    names: Names = None
+    prefer: Prefer = None
+    pixel_mean: PixelMean = None
+    pixel_std: PixelStd = None
+
+
+# The field of a script's arguments that holds WeightsOptions.
+WeightsOptionsField = Annotated[WeightsOptions, tyro.conf.arg(name="")]
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
 """The progress of a long piece of work: a bar in a terminal; elsewhere, now and then a line."""
 
+import io
 import sys
 import time
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -100,3 +101,29 @@ class TurnDisplay(_ProgressDisplay):
         self.bar.update(self.task, description=description, completed=self.begun)
         self.begun += 1
         self._occasional_line(f"  {description}")
+
+
+class _LastingFile(io.FileIO):
+    """A file descriptor to write to. What cannot be written is dropped, and nobody hears of it."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def outlast_output() -> None:
+    """Lets the process go on where nobody reads its stdout and stderr any more, or the disk below them is full.
+
+    So neither a closed terminal nor `| head` ends a training. It changes nothing where they are no files, as in a
+    notebook.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:
+            continue
+        stream.flush()
+        file = io.BufferedWriter(_LastingFile(stream.fileno(), "wb", closefd=False))
+        lasting = io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+        setattr(sys, name, lasting)

@@ -1,5 +1,8 @@
 """The device and the precision that JAX computes in. Twin of mixer_torch/device.py."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import jax
@@ -23,13 +26,38 @@ def prepare(name: str, precision: str) -> Device:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    device = jax.devices()[0]
+    device = _first_device()
     if name == "gpu" and device.platform != "gpu":
         raise UserError(
             "--device gpu was asked for, but JAX finds no GPU: install the extra gpu "
             "(uv run --extra gpu ...) on a machine with an NVIDIA GPU, or use --device cpu."
         )
     return device
+
+
+def _first_device() -> Device:
+    """Raises UserError where an environment variable names a platform that JAX does not find here."""
+    try:
+        return jax.devices()[0]
+    except (RuntimeError, AssertionError):  # an assertion without a text where NVIDIA's library is missing
+        for variable in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+            if value := os.environ.get(variable):
+                raise UserError(
+                    f"the environment variable {variable} is {value!r}, but JAX finds no such device here: unset it, "
+                    "set it to cpu, or use --device cpu."
+                ) from None
+        raise
+
+
+@contextmanager
+def preserve_settings() -> Iterator[None]:
+    """A context after which JAX is set up as before it, whatever `prepare` did inside."""
+    x64, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", x64)
+        jax.config.update("jax_default_matmul_precision", precision)
 
 
 def describe(device: Device) -> str:

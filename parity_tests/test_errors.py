@@ -1,6 +1,11 @@
 """How a script ends on an error."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+from helpers import SCRIPTS
 
 from mixer_common.errors import UserError, run_script
 
@@ -25,3 +30,12 @@ def test_ctrl_c_anywhere_ends_without_a_traceback(capsys):
         run_script(main)
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_notebooks_backend_ends_no_script(script):
+    """Jupyter hands its MPLBACKEND to what it starts; matplotlib refuses to be imported where the module is missing."""
+    environment = os.environ | {"MPLBACKEND": "module://missing.backend"}
+    process = subprocess.run([sys.executable, script, "--help"], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "matplotlib" not in process.stderr

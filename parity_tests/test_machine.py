@@ -1,15 +1,17 @@
-"""The machine: memory that a large step frees is reused for the next one, where there is plenty."""
+"""The machine: memory that a large step frees is reused where there is plenty, and the folder for caches."""
 
 import os
 import platform
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from mixer_common.config.model import activation_bytes
 from mixer_common.config.presets import MODELS, RECIPES
-from mixer_common.machine import malloc_environment
+from mixer_common.machine import cache_dir, malloc_environment
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library has these settings")
@@ -54,3 +56,21 @@ def test_memory_is_reused_where_there_is_enough(monkeypatch, model, gigabytes, r
     monkeypatch.setattr("mixer_common.machine.total_memory", lambda: gigabytes * 10**9)
     step_bytes = activation_bytes(MODELS[model], RECIPES[model].images_at_once)
     assert bool(malloc_environment(step_bytes)) == reused
+
+
+def test_a_user_without_a_home_has_a_cache_of_his_own(monkeypatch, tmp_path):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "mlp-mixer"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    folder = cache_dir()
+    assert folder == tmp_path / f"mlp-mixer-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 4711)  # the folder of another user under the same name
+    (tmp_path / "mlp-mixer-4711").mkdir()
+    assert cache_dir().parent == tmp_path
+    assert cache_dir().name != "mlp-mixer-4711"

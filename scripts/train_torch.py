@@ -3,11 +3,13 @@
 from mixer_common.config.model import activation_bytes
 from mixer_common.errors import run_script
 from mixer_common.machine import reuse_freed_memory
+from mixer_common.terminal import outlast_output
 from mixer_common.training.arguments import TorchTrainArguments, parse_train
 
 
 def main() -> int:
     arguments, given = parse_train(TorchTrainArguments, __doc__)
+    outlast_output()
     reuse_freed_memory(activation_bytes(arguments.config, arguments.train.images_at_once))
     print("Starting PyTorch and reading the data ...", flush=True)
     from mixer_common.training.start import train

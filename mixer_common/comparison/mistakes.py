@@ -1,169 +1,309 @@
-"""A layer computed anew from its input, in NumPy and float64: as its config says, and with the usual mistakes.
+"""A layer computed anew from its input, in NumPy and float64, with each of the usual mistakes.
 
-Every function returns the right values first, then the values that each mistake gives, by its description.
+Every function yields the values that a mistake gives, with its description, which completes "B's values are A's with".
 """
 
+from collections.abc import Iterator
+
 import numpy as np
-from scipy.special import erf
 
-from mixer_common.comparison.recording import Recording
-from mixer_common.config.model import Layer, ModelConfig, layers
-from mixer_common.plan.epoch import PIXEL_SCALE
-from mixer_common.plan.resize import resize_matrix
+from mixer_common.comparison.arithmetic import gelu_forms, layer_norm, linear, stem
+from mixer_common.comparison.pixel_mistakes import fitted_scale, pixel_mistakes
+from mixer_common.comparison.reference import Reference
+from mixer_common.config.model import Layer, ModelConfig
 
-Candidates = tuple[np.ndarray, dict[str, np.ndarray]]
+Candidates = Iterator[tuple[str, np.ndarray]]
 
-# The means and deviations of ImageNet's colours, by which many programs scale pixels in [0, 1].
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The bits of a number's fraction, with the one in front of it. TF32 has the range of float32 and as many as float16.
+_RESHAPED = "its result (N, C, S) reshaped to (N, S, C) instead of transposed"
+SIGNIFICANT_BITS = {"bfloat16": 8, "TF32 or float16": 11, "float32": 24}
 
 
-def recompute(layer: Layer, recording: Recording, other: ModelConfig) -> Candidates:
-    """The activation of a layer by one side's input, weights and config, right and with each usual mistake.
+def layer_mistakes(layer: Layer, model: Reference, other: ModelConfig) -> Candidates:
+    """The activation of a layer with each usual mistake, from the activations before it.
 
     other: the config of the other side, whose settings may be the mistake.
     """
-    config, before = recording.config, _layers_before(layer, recording.config)
-    inputs = [recording.activations[name].astype(np.float64) for name in _inputs(layer, before)]
-    weights = [recording.weights[name].astype(np.float64) for name in layer.weight_shapes]
     match layer.kind:
         case "stem":
-            weight, bias = weights
-            return _stem_candidates(_pixels(recording.inputs.images, config), weight, bias, config)
+            return _stem_mistakes(model)
         case "norm":
-            (x,), (weight, bias) = inputs, weights
-            return _norm_candidates(layer, x, weight, bias, recording, other)
+            return _norm_mistakes(layer, model, other)
         case "linear":
-            (x,), (weight, bias) = inputs, weights
-            return _linear_candidates(layer, x, weight, bias)
+            return _linear_mistakes(layer, model)
         case "gelu":
-            (x,) = inputs
-            return _gelu_candidates(x, config.gelu)
+            return _gelu_mistakes(model.inputs(layer)[0], model.config.gelu)
         case "residual":
-            branch, stream = inputs
-            norm = [earlier.name for earlier in before if earlier.kind == "norm"][-1]
-            return _residual_candidates(branch, stream, recording.activations[norm])
+            return _residual_mistakes(layer, model)
         case "pool":
-            (x,) = inputs
-            return _pool_candidates(x)
+            return _pool_mistakes(model)
 
 
-def _layers_before(layer: Layer, config: ModelConfig) -> list[Layer]:
-    network = list(layers(config))
-    return network[: network.index(layer)]
-
-
-def _inputs(layer: Layer, before: list[Layer]) -> list[str]:
-    """The activations that a layer is computed from: for a residual connection its branch and its stream."""
-    if not before:
-        return []
-    stream = [earlier.name for earlier in before if earlier.kind in ("stem", "residual")][-1]
+def fitted_mistakes(layer: Layer, model: Reference, values: np.ndarray) -> Candidates:
+    """The activation of a layer with the mistakes that hold an unknown number, fitted to one side's values."""
+    right = model.value(layer)
+    if layer.kind == "stem":
+        yield fitted_scale(values, model.pixels(), *model.parameters("stem"))
     if layer.kind == "residual":
-        return [before[-1].name, stream]
-    return [stream] if layer.kind == "norm" else [before[-1].name]
+        branch, stream = model.inputs(layer)
+        part = values - stream
+        factor = _factor(part, branch)
+        yield f"the branch multiplied with {factor:.4g}", stream + factor * branch
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factors = (part * branch).sum((0, 1)) / np.square(branch).sum((0, 1))
+        if np.abs(factors - factor).max() > 1e-3 * abs(factor):
+            yield "the branch multiplied with a number for each channel, as LayerScale does", stream + factors * branch
+        yield from _dropped(part, branch, "the branch", stream)
+    if layer.kind == "pool":
+        count = model.config.num_patches + 1
+        token = (values * count - right * model.config.num_patches).mean(0)
+        if len(values) > 1:  # with one image, a token would explain everything
+            yield (
+                "one more token in the mean, the same for every image: a class token left in",
+                (right * model.config.num_patches + token) / count,
+            )
+    if layer.name == "head":
+        order = np.abs(values[:, :, None] - right[:, None]).max(0).argmin(1)
+        yield f"the classes in another order: {', '.join(map(str, order[:12]))}", right[:, order]
+    factor = _factor(values, right)
+    yield f"all values multiplied with {factor:.4g}", factor * right
+    yield from _dropped(values, right, "the values", np.zeros(()))
 
 
-def _stem_candidates(pixels: np.ndarray, weight: np.ndarray, bias: np.ndarray, config: ModelConfig) -> Candidates:
-    right = _stem(pixels, weight, bias)
-    column_major = np.arange(config.num_patches).reshape(config.grid).T.reshape(-1)
-    means, deviations = _IMAGENET
-    imagenet = ((pixels + 1) / 2 - means) / deviations
-    return right, {
-        "the grid of patches in column-major order": right[:, column_major],
-        "the colours in the order blue, green, red": _stem(pixels[..., ::-1], weight, bias),
-        "the rows and columns of its filters transposed": _stem(pixels, weight.swapaxes(2, 3), bias),
-        "pixels in [0, 1] instead of [-1, 1]": _stem((pixels + 1) / 2, weight, bias),
-        "pixels in [0, 255] instead of [-1, 1]": _stem((pixels + 1) * 127.5, weight, bias),
-        "pixels scaled by ImageNet's means and deviations": _stem(imagenet, weight, bias),
-        "no bias": _stem(pixels, weight, 0),
-    }
+def rounded(x: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers rounded to so many significant bits, to the nearest, halves to even; no limit of their range."""
+    fraction, exponent = np.frexp(x)
+    return np.ldexp(np.rint(np.ldexp(fraction, bits)), exponent - bits)
 
 
-def _norm_candidates(
-    layer: Layer, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, recording: Recording, other: ModelConfig
-) -> Candidates:
-    usual, weights = recording.config.layer_norm_epsilon, recording.weights
+def _stem_mistakes(model: Reference) -> Candidates:
+    (weight, bias), config, inputs = model.parameters("stem"), model.config, model.pixels()
+    right = stem(inputs, weight, bias)
+    rows, columns = config.grid
+    O, I, H, W = weight.shape
+    yield "the grid of patches in column-major order", right[:, np.arange(rows * columns).reshape(rows, -1).T.ravel()]
+    yield "the rows and columns of its filters transposed", stem(inputs, weight.swapaxes(2, 3), bias)
+    for description, images in pixel_mistakes(model.images, config):
+        yield description, stem(images, weight, bias)
+    yield (
+        "patches and channels exchanged on the way out: (N, C, S) reshaped to (N, S, C) instead of transposed",
+        _reshaped(right),
+    )
+    yield (
+        "its filter of layout H,W,I,O read as O,I,H,W",
+        stem(inputs, np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(weight.shape), bias),
+    )
+    yield (
+        "its filter of layout O,I,H,W read as H,W,I,O",
+        stem(inputs, np.ascontiguousarray(weight).reshape(H, W, I, O).transpose(3, 2, 0, 1), bias),
+    )
+    yield (
+        "the pixels of a patch in the order rows, columns, colours where the filter has colours first",
+        stem(inputs, weight.reshape(O, H, W, I).transpose(0, 3, 1, 2), bias),
+    )
+    yield (
+        "the pixels of a patch in the order colours, rows, columns where the filter has colours last",
+        stem(inputs, np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).reshape(weight.shape), bias),
+    )
+    yield "its filters turned by 180 degrees, as a true convolution does", stem(inputs, weight[:, :, ::-1, ::-1], bias)
+    yield "no bias", stem(inputs, weight, 0)
+    yield from _roundings(inputs, weight, bias, stem)
+
+
+def _norm_mistakes(layer: Layer, model: Reference, other: ModelConfig) -> Candidates:
+    (x,), usual = model.inputs(layer), model.config.layer_norm_epsilon
+    weight, bias = model.parameters(layer.name)
 
     def normalised(weight: np.ndarray | int, bias: np.ndarray | int, epsilon: float = usual) -> np.ndarray:
-        return _layer_norm(x, weight, bias, epsilon, layer.over_patches)
+        return layer_norm(x, weight, bias, epsilon, layer.over_patches)
 
-    mistakes = {}
     for epsilon in dict.fromkeys((other.layer_norm_epsilon, 1e-3, 1e-5, 1e-6, 1e-12)):
         if epsilon != usual:
-            mistakes[f"LayerNorm epsilon {epsilon:g} instead of {usual:g}"] = normalised(weight, bias, epsilon)
-    norms = [candidate for candidate in layers(recording.config) if candidate.kind == "norm"]
-    others = [norm.name for norm in norms if norm.weight == layer.weight and norm.name != layer.name]
+            yield f"LayerNorm epsilon {epsilon:g} instead of {usual:g}", normalised(weight, bias, epsilon)
+    norms = [name for name, norm in model.layers.items() if norm.kind == "norm" and norm.weight == layer.weight]
     block = layer.name.rpartition(".")[0]
-    for name in sorted(others, key=lambda name: not name.startswith(f"{block}.")):  # those of its block first
-        mistakes[f"the weights of {name}, as if the two were swapped"] = normalised(
-            weights[f"{name}.weight"], weights[f"{name}.bias"]
+    for name in sorted(norms, key=lambda name: not name.startswith(f"{block}.")):  # those of its block first
+        if name != layer.name:
+            yield f"the weights of {name}, as if the two were swapped", model.value(layer, x, weights_of=name)
+    yield "no bias", normalised(weight, 0)
+    yield "no scale", normalised(1, bias)
+    yield "neither scale nor bias", normalised(1, 0)
+    yield "one added to its scale", normalised(weight + 1, bias)
+    yield "the norm left out: its input goes on unchanged", x
+    axis, shape = (1, (-1, 1)) if layer.over_patches else (2, (-1,))
+    weight, bias = weight.reshape(shape), bias.reshape(shape)
+
+    def scaled(deviations: np.ndarray, variance: np.ndarray, epsilon: float = usual) -> np.ndarray:
+        return deviations / np.sqrt(variance + epsilon) * weight + bias
+
+    centred, n = x - x.mean(axis, keepdims=True), x.shape[axis]
+    variance = np.square(centred).mean(axis, keepdims=True)
+    if n > 1:
+        yield (
+            f"the variance divided by {n - 1} instead of {n} values (unbiased)",
+            scaled(centred, variance * n / (n - 1)),
         )
-    mistakes["no bias"] = normalised(weight, 0)
-    mistakes["no scale"] = normalised(1, bias)
-    mistakes["neither scale nor bias"] = normalised(1, 0)
-    return normalised(weight, bias), mistakes
+        yield (
+            f"the variance divided by {n - 1} instead of {n} values (unbiased), and epsilon added to the deviation",
+            centred / (np.sqrt(variance * n / (n - 1)) + usual) * weight + bias,
+        )
+    yield (
+        "epsilon added to the deviation instead of the variance",
+        centred / (np.sqrt(variance) + usual) * weight + bias,
+    )
+    yield "no mean subtracted, as RMSNorm does", scaled(x, np.square(x).mean(axis, keepdims=True))
+    yield "the mean subtracted but no deviation divided by", centred * weight + bias
+    for axes, statistics in (
+        ((3 - axis,), "the patches instead of the channels" if axis == 2 else "the channels instead of the patches"),
+        ((1, 2), "patches and channels together"),
+        ((0,), "the images"),
+        ((0, 1), "images and patches, as BatchNorm does"),
+    ):
+        centred = x - x.mean(axes, keepdims=True)
+        yield f"mean and variance over {statistics}", scaled(centred, np.square(centred).mean(axes, keepdims=True))
+    if x.shape[1] == x.shape[2]:
+        yield (
+            f"the norm over the {'channels' if layer.over_patches else 'patches'}, its weights, too",
+            layer_norm(x, *model.parameters(layer.name), usual, not layer.over_patches),
+        )
 
 
-def _linear_candidates(layer: Layer, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Candidates:
-    def linear(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return _linear(x, weight, bias, layer.over_patches)
+def _linear_mistakes(layer: Layer, model: Reference) -> Candidates:
+    (x,) = model.inputs(layer)
+    weight, bias = model.parameters(layer.name)
+    (source,) = model.input_names(layer)
 
-    mistakes = {}
+    def product(weight: np.ndarray, bias: np.ndarray = bias, x: np.ndarray = x) -> np.ndarray:
+        return linear(x, weight, bias, layer.over_patches)
+
     if weight.shape[0] == weight.shape[1]:
-        mistakes["its weight transposed"] = linear(weight.T, bias)
-    mistakes["its weight reshaped where it should be transposed"] = linear(weight.T.reshape(weight.shape), bias)
-    mistakes["no bias"] = linear(weight, np.zeros_like(bias))
-    return linear(weight, bias), mistakes
+        yield "its weight transposed", product(weight.T)
+    else:
+        # On the way from out,in to in,out, and on the way back.
+        flat = np.ascontiguousarray(weight)
+        for reshaped in (np.ascontiguousarray(weight.T).reshape(weight.shape), flat.reshape(weight.T.shape).T):
+            yield "its weight reshaped where it should be transposed", product(reshaped)
+    yield "no bias", product(weight, np.zeros_like(bias))
+    yield "its bias added twice", product(weight, 2 * bias)
+    for name, other in model.layers.items():
+        if other.kind == "linear" and other.weight == layer.weight and name != layer.name:
+            yield f"the weights of {name}", model.value(layer, weights_of=name)
+    if model.layers[source].kind in ("norm", "gelu"):
+        (earlier,) = model.inputs(model.layers[source])
+        yield f"{source} left out: it is computed from the input of that", product(weight, x=earlier)
+    if x.ndim == 3:
+        yield from _wrong_axis(layer, x, weight, bias)
+    if layer.name == "head":
+        logits = product(weight)
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        softmax = powers / powers.sum(-1, keepdims=True)
+        yield "a softmax put on the logits", softmax
+        yield "a logarithmic softmax put on the logits", np.log(softmax)
+        yield "a sigmoid put on the logits", 1 / (1 + np.exp(-logits))
+        yield "a GELU put on the logits", gelu_forms(logits)[model.config.gelu]
+        yield "a tanh put on its input", product(weight, x=np.tanh(x))
+        yield "its input scaled to length 1", product(weight, x=x / np.linalg.norm(x, axis=-1, keepdims=True))
+    yield from _roundings(x, weight, bias, lambda x, weight, bias: product(weight, bias, x))
 
 
-def _gelu_candidates(x: np.ndarray, usual: str) -> Candidates:
-    forms = {
-        "exact": 0.5 * x * (1 + erf(x * np.sqrt(0.5))),
-        "tanh": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-        "sigmoid": x / (1 + np.exp(-1.702 * x)),
-    }
-    mistakes = {
-        f"the {name} form of GELU instead of the {usual} form": form for name, form in forms.items() if name != usual
-    }
-    return forms[usual], mistakes | {"ReLU instead of GELU": np.maximum(x, 0)}
+def _wrong_axis(layer: Layer, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Candidates:
+    """A product over the wrong one of two axes, or with its input or result reshaped where it should be transposed."""
+    kinds = ("channels", "patches") if layer.over_patches else ("patches", "channels")
+    if x.shape[1] == x.shape[2]:
+        result = linear(x, weight, bias, not layer.over_patches)
+        for values in (result, result.swapaxes(1, 2)):
+            yield f"the product over the {kinds[0]} instead of the {kinds[1]}", values
+    elif layer.over_patches:
+        swapped = x.reshape(len(x), x.shape[2], x.shape[1])  # (N, S, C) read as (N, C, S)
+        yield (
+            "its input (N, S, C) reshaped to (N, C, S) instead of transposed",
+            linear(swapped, weight, bias, False).swapaxes(1, 2),
+        )
+    if layer.over_patches:
+        yield _RESHAPED, _reshaped(linear(x, weight, bias, True))
 
 
-def _residual_candidates(branch: np.ndarray, stream: np.ndarray, normalised: np.ndarray) -> Candidates:
-    return branch + stream, {
-        "the residual connection left out": branch,
-        "the branch left out": stream,
-        "the normalised input added instead of the input itself": branch + normalised,
-    }
+def _gelu_mistakes(x: np.ndarray, usual: str) -> Candidates:
+    forms = gelu_forms(x)
+    for name, form in forms.items():
+        if name != usual:
+            yield f"the {name} form of GELU instead of the {usual} form", form
+    yield "ReLU instead of GELU", np.maximum(x, 0)
+    yield "SiLU instead of GELU", x / (1 + np.exp(-x))
+    yield "ELU instead of GELU", np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+    yield "tanh instead of GELU", np.tanh(x)
+    yield "no GELU", x
+    yield "GELU twice", gelu_forms(forms[usual])[usual]
 
 
-def _pool_candidates(x: np.ndarray) -> Candidates:
-    return x.mean(axis=1), {
-        "the maximum over the patches instead of the mean": x.max(axis=1),
-        "the first patch instead of the mean": x[:, 0],
-        "the sum over the patches instead of the mean": x.sum(axis=1),
-    }
+def _residual_mistakes(layer: Layer, model: Reference) -> Candidates:
+    branch, stream = model.inputs(layer)
+    norm = [earlier.name for earlier in model.before(layer) if earlier.kind == "norm"][-1]
+    yield "the residual connection left out", branch
+    yield "the branch left out", stream
+    yield "the normalised input added instead of the input itself", branch + model.activation(norm)
+    yield "the input added twice", branch + 2 * stream
+    yield "the branch subtracted", stream - branch
+    if model.before(layer)[-1].over_patches:
+        if branch.shape[1] == branch.shape[2]:
+            yield "the branch added without being transposed back", branch.swapaxes(1, 2) + stream
+        else:
+            yield f"the branch added with {_RESHAPED}", _reshaped(branch) + stream
+    if layer.name.endswith("channel_mixing"):
+        block_input = model.stream(int(layer.name.split(".")[1]))
+        yield "the input of the block added instead of the sum after token mixing", branch + block_input
 
 
-def _pixels(images: np.ndarray, config: ModelConfig) -> np.ndarray:
-    pixels = (2 * images.astype(np.float64) - 255) * PIXEL_SCALE
-    rows, columns = (resize_matrix(*sizes) for sizes in zip(images.shape[1:3], config.image_size, strict=True))
-    return np.einsum("hi,bijc,wj->bhwc", rows, pixels, columns, optimize=True)
+def _pool_mistakes(model: Reference) -> Candidates:
+    x, before = model.activation("norm"), model.stream(model.config.num_blocks)
+    yield "the maximum over the patches instead of the mean", x.max(axis=1)
+    yield "the first patch instead of the mean", x[:, 0]
+    yield "the last patch instead of the mean", x[:, -1]
+    yield "the sum over the patches instead of the mean", x.sum(axis=1)
+    yield "the first patch left out of the mean", x[:, 1:].mean(axis=1) if x.shape[1] > 1 else x[:, 0] * np.nan
+    if x.shape[1] == x.shape[2]:
+        yield "the mean over the channels instead of the patches", x.mean(axis=2)
+    yield "the last norm left out: the mean of its input", before.mean(axis=1)
+    yield "the mean taken before the last norm", model.value(model.layers["norm"], before.mean(axis=1))
 
 
-def _stem(pixels: np.ndarray, weight: np.ndarray, bias: np.ndarray | int) -> np.ndarray:
-    B, H, W, _ = pixels.shape
-    P = weight.shape[-1]
-    patches = pixels.reshape(B, H // P, P, W // P, P, 3).transpose(0, 1, 3, 5, 2, 4)
-    return patches.reshape(B, -1, 3 * P * P) @ weight.reshape(len(weight), -1).T + bias
+def _roundings(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, product) -> Candidates:
+    """A product with input and weight rounded, and with its result rounded, too."""
+    for name, bits in SIGNIFICANT_BITS.items():
+        low, values = rounded(weight, bits), rounded(x, bits)
+        result = product(values, low, bias)
+        yield f"rounding to {name} of input and weight", result
+        yield (
+            f"rounding to {name} of input, weight and result",
+            rounded(product(values, low, rounded(bias, bits)), bits),
+        )
+        yield f"rounding to {name} of its weight", product(x, low, bias)
+        yield f"rounding to {name} of its weight and bias", product(x, low, rounded(bias, bits))
 
 
-def _layer_norm(
-    x: np.ndarray, weight: np.ndarray | int, bias: np.ndarray | int, epsilon: float, over_patches: bool
-) -> np.ndarray:
-    x = x.swapaxes(1, 2) if over_patches else x
-    centred = x - x.mean(-1, keepdims=True)
-    y = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + epsilon) * weight + bias
-    return y.swapaxes(1, 2) if over_patches else y
+def _reshaped(x: np.ndarray) -> np.ndarray:
+    """Values that should be transposed from (N, S, C) to (N, C, S) and back, reshaped on the way back."""
+    return np.ascontiguousarray(x.swapaxes(1, 2)).reshape(x.shape)
 
 
-def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, over_patches: bool) -> np.ndarray:
-    return weight @ x + bias[:, None] if over_patches else x @ weight.T + bias
+def _factor(values: np.ndarray, right: np.ndarray) -> float:
+    length = float(np.square(right).sum())
+    return float((values * right).sum()) / length if length else np.nan
+
+
+def _dropped(values: np.ndarray, right: np.ndarray, description: str, added: np.ndarray) -> Candidates:
+    """Values of which a share is zero and the others are the right ones multiplied with one number."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = values / right
+    dropped = np.abs(ratio) < 1e-3
+    if not dropped.any() or dropped.all():
+        return
+    factor = float(np.median(ratio[~dropped]))
+    whole = dropped.reshape(len(dropped), -1)
+    each = "whole images of " if (whole.all(1) | ~whole.any(1)).all() and whole.shape[1] > 1 else ""
+    rate = 1 - 1 / factor if factor > 1 else float(dropped.mean())
+    kind = "stochastic depth" if each else "dropout"
+    yield (
+        f"{kind} left on: {each}{description} dropped at a rate of about {rate:.2g}",
+        added + np.where(dropped, 0, factor * right),
+    )

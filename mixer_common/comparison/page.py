@@ -21,7 +21,11 @@ _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 def write_page(comparison: Comparison, path: Path) -> None:
     """Writes the page whole or not at all."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"figure": _figure, "multiple": _multiple, "colour": _colour}
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
@@ -36,6 +40,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
             if differences
         ],
         losses=_losses(comparison),
+        steps=_steps(comparison),
     )
     files.replace_file(path, page.encode())
 
@@ -64,6 +69,15 @@ def _losses(comparison: Comparison) -> dict[str, Any] | None:
         "description": describe_losses(a, b),
         "svg": loss_curves_svg(a, b, (comparison.a.name, comparison.b.name)),
     }
+
+
+def _steps(comparison: Comparison) -> dict[str, Any] | None:
+    """What steps.html.jinja shows; None where nothing was trained."""
+    if comparison.steps is None:
+        return None
+    from mixer_common.comparison.steps_drawing import steps_of_page
+
+    return steps_of_page(comparison.steps)
 
 
 def _colour(difference: LayerDifference) -> str:

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
 from mixer_common.config.model import ModelConfig
+from mixer_common.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -42,6 +43,9 @@ class Origin:
     precision: str  # of mixer_common.interface
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
     notes: tuple[str, ...] = ()  # for people: what was assumed, and how layers were matched
+    processor: str = ""  # its model name
+    run: Mapping[str, Any] = field(default_factory=dict)  # settings.run_settings of it, where it is a run
+    sums_declared: bool = True  # whether its sums are those of config.model.layers, which bounds are derived from
 
     @property
     def runs_in(self) -> str:
@@ -79,6 +83,10 @@ class Subject(Protocol):
         """ "jax" or "torch"."""
         ...
 
+    def with_weights(self, arrays: Arrays) -> "Subject":
+        """The same model with other canonical weights. Raises UserError where it cannot be computed anew."""
+        ...
+
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
     ) -> Recording:
@@ -97,3 +105,61 @@ class TrainableSubject(Subject, Protocol):
     def with_weights(self, arrays: Arrays) -> "TrainableSubject":
         """The same model with other canonical weights."""
         ...
+
+
+class RecordingSubject:
+    """A recording in the place of a model that computes: it gives what was recorded and nothing else."""
+
+    def __init__(self, recording: Recording):
+        self.recording = recording
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.recording.config
+
+    @property
+    def weights(self) -> Arrays:
+        return self.recording.weights
+
+    @property
+    def framework(self) -> str:
+        return self.recording.origin.framework
+
+    def with_weights(self, arrays: Arrays) -> NoReturn:
+        """Raises UserError: there is nothing that could be computed with other weights."""
+        del arrays
+        raise UserError(
+            f"{self.recording.origin.name} is a recording, which cannot be computed with other weights: name the model "
+            "itself on that side."
+        )
+
+    def record(
+        self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
+    ) -> Recording:
+        """The recording.
+
+        Raises UserError where it was made on other inputs or in another precision, holds no gradients, or would have to
+        compute anew.
+        """
+        recording, name = self.recording, self.recording.origin.name
+        if inputs.sha256 != recording.inputs.sha256:
+            raise UserError(
+                f"{name} was recorded on {recording.inputs.description} (SHA-256 {recording.inputs.sha256[:12]}), not "
+                f"on {inputs.description} (SHA-256 {inputs.sha256[:12]}): compare what was computed on the same images "
+                "and labels."
+            )
+        if precision != recording.origin.precision:
+            raise UserError(
+                f"{name} was recorded in {recording.origin.precision}, not in {precision}: record it again with "
+                f"--precision {precision}, or name the model itself on that side."
+            )
+        if replacements is not None:
+            raise UserError(
+                f"{name} is a recording, which cannot go on from the activations of another model: name the model "
+                "itself on that side."
+            )
+        if gradients and recording.gradients is None:
+            raise UserError(
+                f"{name} was recorded without gradients: leave out --gradients, or record it again with --gradients."
+            )
+        return recording

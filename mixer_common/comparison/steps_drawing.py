@@ -5,6 +5,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,7 +16,8 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
 from mixer_common.comparison.page import COLOUR_LIMITS
-from mixer_common.comparison.steps import KINDS, StepsComparison
+from mixer_common.comparison.steps import KINDS, MANY_ROUNDINGS, StepsComparison
+from mixer_common.comparison.steps_printing import describe_drifts, verdict
 from mixer_common.drawing import COLOURS, STYLE, save_figure
 
 # The colours of the page's heat maps, by the name of the CSS variable that they have there.
@@ -53,6 +55,19 @@ def heat_map_svg(comparison: StepsComparison) -> str:
     for name, colour in {**HEAT_COLOURS, **COLOURS}.items():
         svg = svg.replace(f": {colour}", f": var(--{name})")
     return svg
+
+
+def steps_of_page(comparison: StepsComparison) -> dict[str, Any]:
+    """What steps.html.jinja shows."""
+    return {
+        "verdict": verdict(comparison),
+        "steps": f"{comparison.steps:,}",
+        "first": [(kind, comparison.first_past_bound(kind)) for kind in KINDS],
+        "svg": heat_map_svg(comparison),
+        "drift": describe_drifts(comparison) if comparison.drifts else "",
+        "description": comparison.description,
+        "many_roundings": MANY_ROUNDINGS,
+    }
 
 
 def bins(steps: int) -> np.ndarray:

@@ -41,8 +41,22 @@ class Dataset:
 
 
 def default_data_dir() -> Path:
-    """The folder named by the environment variable MLP_MIXER_DATA, else ~/.cache/mlp-mixer."""
-    return Path(os.environ.get("MLP_MIXER_DATA") or "~/.cache/mlp-mixer").expanduser()
+    """The folder named by the environment variable MLP_MIXER_DATA, else ~/.cache/mlp-mixer.
+
+    Raises UserError where there is no home folder.
+    """
+    return _expanded(Path(os.environ.get("MLP_MIXER_DATA") or "~/.cache/mlp-mixer"))
+
+
+def _expanded(path: Path) -> Path:
+    """The path with the home folder in place of ~. Raises UserError where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path} begins with a home folder that does not exist: name the folder of the data with --data-dir or in "
+            "MLP_MIXER_DATA, or use --dataset digits."
+        ) from None
 
 
 def load_dataset(name: str, data_dir: Path | None, download: Callable[[Path], None] | None) -> Dataset:
@@ -64,7 +78,7 @@ def load_dataset(name: str, data_dir: Path | None, download: Callable[[Path], No
     if name == "digits":
         return _digits()
 
-    data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    data_dir = default_data_dir() if data_dir is None else _expanded(Path(data_dir))
     source = find_cifar10(data_dir)
     reason = "downloading is switched off"
     if source is None and download is not None:

@@ -14,12 +14,21 @@ from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import MODELS, RECIPE_MODELS, RECIPES, describe_recipes, model_name
 from mixer_common.config.train import TrainConfig
 from mixer_common.errors import UserError
-from mixer_common.options import DataDir, DatasetName, Device, Names, PixelMean, PixelStd, Prefer, one_of
+from mixer_common.options import (
+    DataDir,
+    DatasetName,
+    Device,
+    Names,
+    PixelMean,
+    PixelStd,
+    Prefer,
+    WeightsOptions,
+    one_of,
+)
 from mixer_common.runs.checkpoint import RunConfig
+from mixer_common.runs.history import Keep
 from mixer_common.weights.canonical import ModelWeights
-from mixer_common.weights.files import load_weights
-from mixer_common.weights.patterns import read_names
-from mixer_common.weights.pixels import stated_scale
+from mixer_common.weights.command_line import read_weights
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,15 @@ class TrainArguments:
     """Folder of the run. Default: runs/<framework>-<model>-<dataset>-<seed>."""
     resume: bool = False
     """Continue the run in --out, whichever framework began it."""
+    resume_from: int | None = None
+    """With --resume: continue from the checkpoint of this step, one of those that --keep kept. Default: the newest."""
+    keep: Keep = 2
+    """Number of the newest checkpoints to keep, at least 1; best: two, and the one of the best test accuracy."""
     overwrite: bool = False
     """Delete the run in --out and begin a new one."""
-    init_from: Path | None = None
-    """Start from these weights instead of --model: a run, or a file in any format that convert.py reads. Their
+    init_from: str | None = None
+    """Start from these weights instead of --model: a run, a file in any format that convert.py reads, or an address,
+    hf:OWNER/NAME[@REVISION], https://... or gs://... Their
     sizes are the defaults below. --image-size carries them to another size. A head for another number of classes
     than the data set has is replaced by zeros."""
     names: Names = None
@@ -76,7 +90,7 @@ def parse_train(arguments_type: type[Arguments], description: str | None) -> tup
     names.add_argument("--model")
     names.add_argument("--recipe")
     names.add_argument("--out", type=Path)
-    names.add_argument("--init-from", "--init_from", type=Path)  # tyro takes both spellings
+    names.add_argument("--init-from", "--init_from")  # tyro takes both spellings
     names.add_argument("--names", type=Path)
     names.add_argument("--prefer")
     names.add_argument("--pixel-mean", "--pixel_mean", nargs="*")
@@ -125,13 +139,10 @@ def parse_train(arguments_type: type[Arguments], description: str | None) -> tup
 
 def _given_weights(named: argparse.Namespace) -> ModelWeights:
     """The weights of --init-from, as the other options say that they are to be read."""
-    return load_weights(
-        named.init_from,
-        prefer=named.prefer,
-        pixels=stated_scale(named.pixel_mean, named.pixel_std),
-        without_head=True,
-        names=read_names(named.names) if named.names else None,
+    options = WeightsOptions(
+        names=named.names, prefer=named.prefer, pixel_mean=named.pixel_mean, pixel_std=named.pixel_std
     )
+    return read_weights(named.init_from, options, without_head=True)
 
 
 def _registry() -> ConstructorRegistry:

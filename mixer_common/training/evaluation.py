@@ -1,6 +1,7 @@
 """The figures of an epoch: its training loss, and the model's loss and accuracy on the test images after it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from mixer_common.plan.schedule import learning_rates
 from mixer_common.training.dispatch import DispatchClock
 from mixer_common.training.metrics import accuracy, cross_entropy, images_per_second
 
+_ADVICE = "lower --learning-rate or set --clip-norm; an epoch's checkpoint stays as it was"
+
 
 def check_finite(losses: np.ndarray, first_step: int) -> None:
     """Raises UserError where a training loss is infinite or no number. first_step: steps of the run before them."""
@@ -21,8 +24,23 @@ def check_finite(losses: np.ndarray, first_step: int) -> None:
     if not is_finite.all():
         raise UserError(
             f"the training loss is {losses[~is_finite][0]} at step {first_step + int(np.argmin(is_finite)) + 1:,}: "
-            "lower --learning-rate or set --clip-norm; an epoch's checkpoint stays as it was."
+            f"{_ADVICE}."
         )
+
+
+def check_before_checkpoint(
+    weights: Mapping[str, np.ndarray], moments: Mapping[str, Mapping[str, np.ndarray]], row: dict[str, Any] | None
+) -> None:
+    """Raises UserError where weights, moments or the test loss are not finite, so that they replace no checkpoint.
+
+    weights, moments: of the trainer; row: of metrics.jsonl, where an epoch has ended.
+    """
+    if row and not math.isfinite(row["test_loss"]):
+        raise UserError(f"the test loss is {row['test_loss']} after step {row['step']:,}: {_ADVICE}.")
+    for kind, arrays in {"weights": weights, **moments}.items():
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"{kind} of {name} are infinite or no numbers after these steps: {_ADVICE}.")
 
 
 def evaluate_epoch(
@@ -40,7 +58,7 @@ def evaluate_epoch(
     row = {
         "epoch": math.ceil(step / steps_per_epoch),
         "step": step,
-        "train_loss": float(losses.mean(dtype=np.float64)),
+        "train_loss": float(np.nanmean(losses, dtype=np.float64)),  # NaN: lost with a damaged file
         "test_loss": cross_entropy(logits, dataset.test_labels),
         "test_accuracy": accuracy(logits, dataset.test_labels),
         "learning_rate": float(learning_rates(recipe, steps_per_epoch, step - 1, step)[0]),

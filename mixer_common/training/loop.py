@@ -16,7 +16,7 @@ from mixer_common.runs.folder import RunFolder
 from mixer_common.terminal import Display
 from mixer_common.training import messages
 from mixer_common.training.dispatch import DispatchClock, dispatch_steps
-from mixer_common.training.evaluation import check_finite, evaluate_epoch
+from mixer_common.training.evaluation import check_before_checkpoint, check_finite, evaluate_epoch
 from mixer_common.training.metrics import images_per_second
 from mixer_common.training.signals import StopSignal
 from mixer_common.training.summary import draw_results, summarise
@@ -33,7 +33,7 @@ def run_training(
     """Trains from where the run stands to its end or to a signal, and writes the run's files.
 
     trainer: as it is after progress.step steps; device: described for people. Returns the script's exit code. Raises
-    UserError where a training loss is no number.
+    UserError where a training loss is no number, or what an epoch leaves is not finite.
     """
     first_step, num_steps, logits = progress.step, _num_steps(run.config, dataset), None
     version = f"{framework.name} {framework.versions[framework.name]}"
@@ -54,6 +54,7 @@ def run_training(
         if progress.step < num_steps:
             if not progress.step:  # the signal came before the first epoch, whose end would have written a checkpoint
                 run.save(progress, trainer.weights(), trainer.moments())
+            run.wait()
             print(messages.stopped(stop.name, progress.step, num_steps, run.path))
             return stop.exit_code
         if logits is None:  # an earlier process ended between the last checkpoint and the summary
@@ -80,7 +81,7 @@ def _train_epoch(
     epoch, first = divmod(progress.step, steps_per_epoch)
     last = min(steps_per_epoch, num_steps - epoch * steps_per_epoch)
     num_epochs = math.ceil(num_steps / steps_per_epoch)
-    step, logits = progress.step, None
+    step, row, logits = progress.step, None, None
 
     plan = epoch_plan(run.config.model, recipe, dataset.train_images.shape, epoch)
     trainer.begin_epoch(plan)
@@ -98,8 +99,6 @@ def _train_epoch(
     if step == epoch * steps_per_epoch + last:
         losses = run.losses()[epoch * steps_per_epoch :]
         row, logits = evaluate_epoch(trainer, dataset, recipe, step, losses, clock)
-        run.add_metrics(row)
-        display.line(messages.epoch_line(row, num_epochs))
     progress = replace(
         progress,
         step=step,
@@ -107,7 +106,13 @@ def _train_epoch(
         compile_seconds=progress.compile_seconds + clock.compile_seconds,
         timed_steps=progress.timed_steps + clock.timed_steps,
     )
-    run.save(progress, trainer.weights(), trainer.moments())
+    weights, moments = trainer.weights(), trainer.moments()
+    check_before_checkpoint(weights, moments, row)
+    if row:
+        run.add_metrics(row)
+    run.save(progress, weights, moments)
+    if row:  # not before the epoch lies on the disk: printing can fail
+        display.line(messages.epoch_line(row, num_epochs))
     return progress, logits
 
 
@@ -115,6 +120,7 @@ def _finish(
     run: RunFolder, progress: TrainingProgress, dataset: Dataset, logits: np.ndarray, framework: Framework, device: str
 ) -> None:
     """Writes the summary and the pictures of the results. logits: of the test images, (N, num_classes)."""
+    run.wait()  # the summary says that the run is complete
     last_row = run.metrics[-1]
     run.write_summary(summarise(run.config, progress, dataset, last_row, framework, device))
     title = f"{framework.name} {run.config.model_name} on {dataset.name}"

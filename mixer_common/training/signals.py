@@ -1,21 +1,25 @@
-"""What Ctrl-C and a scheduler's SIGTERM do to a training: they stop it after the steps under way."""
+"""What Ctrl-C, a scheduler's SIGTERM and a closed terminal do to a training: they stop it after the steps under way."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """A context in which SIGINT and SIGTERM ask for a stop instead of ending the process.
+    """A context in which SIGINT, SIGTERM and SIGHUP ask for a stop instead of ending the process.
 
-    The first signal prints a line and is remembered in `number`. A second one raises KeyboardInterrupt at once. Leaving
-    the context restores the handlers that were there before. Only a process's main thread can use it.
+    A SIGHUP that the process ignores, as under nohup, stays ignored. The first signal prints a line and is remembered
+    in `number`. A second one raises KeyboardInterrupt at once. Leaving the context restores the handlers that were
+    there before. Only a process's main thread can use it.
     """
 
     def __init__(self):
         self.number = 0  # of the signal that arrived; 0: none did
 
     def __enter__(self) -> "StopSignal":
-        self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+            numbers.append(signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(
@@ -26,7 +30,7 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """The name of the signal that arrived: "SIGINT" or "SIGTERM". Raises ValueError where none did."""
+        """The name of the signal that arrived: "SIGINT", "SIGTERM" or "SIGHUP". Raises ValueError where none did."""
         return signal.Signals(self.number).name
 
     @property

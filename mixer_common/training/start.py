@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import MODELS, model_name
@@ -17,11 +18,12 @@ from mixer_common.plan.batches import steps_in_epoch
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
-from mixer_common.runs.folder import RunFolder, read_resumable
+from mixer_common.runs.folder import RunFolder, lock_resumable, read_resumable
 from mixer_common.training import messages
 from mixer_common.training.arguments import TrainArguments
 from mixer_common.training.given_weights import adapt_weights
 from mixer_common.training.loop import run_training
+from mixer_common.weights.addresses import local_path
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import overlap
 
@@ -43,12 +45,15 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
     not suffice.
     """
     path = run_to_resume(arguments)
-    state = read_resumable(path) if path else None
+    # Locked before the checkpoint is read: a process that trains the run meanwhile would replace it.
+    resumed = (path, lock_resumable(path), read_resumable(path, arguments.resume_from)) if path else None
+    if path and resumed:
+        check_config(path, resumed[2].config)
     device = framework.prepare(arguments.device, arguments.train.precision)
     description = framework.describe(device)
     dataset = load_dataset(arguments.dataset, arguments.data_dir, framework.download)
-    if path and state:
-        start = resume_run(path, state, arguments, framework.name, dataset)
+    if resumed:
+        start = resume_run(*resumed, arguments, framework.name, dataset)
     else:
         start = begin_run(arguments, given, framework.name, dataset)
     with start.run as run:
@@ -75,7 +80,11 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
 
 def run_to_resume(arguments: TrainArguments) -> Path | None:
     """The folder of the run to resume; None for a new run. Raises UserError where options contradict each other."""
+    if arguments.keep != "best" and arguments.keep < 1:
+        raise UserError(f"--keep is {arguments.keep}, but at least 1 checkpoint, the newest, must be kept.")
     if not arguments.resume:
+        if arguments.resume_from is not None:
+            raise UserError("--resume-from needs --resume: it tells the checkpoint that a run goes on from.")
         return None
     if arguments.overwrite:
         raise UserError("--resume and --overwrite exclude each other: give one of them.")
@@ -101,7 +110,8 @@ def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: 
         weights, name = initial_weights(config, recipe.seed), arguments.model
     steps_in_epoch(len(dataset.train_images), recipe.batch_size)  # raises where there is none
     path = arguments.out or Path("runs") / f"{framework}-{name}-{dataset.name}-{recipe.seed}"
-    if arguments.init_from and overlap(path, arguments.init_from):
+    source = local_path(arguments.init_from) if arguments.init_from else None
+    if source and overlap(path, source):
         raise UserError(f"{path} is part of what the run begins from, {arguments.init_from}: choose another --out.")
     run_config = RunConfig(
         model_name=name,
@@ -114,9 +124,9 @@ def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: 
         dataset_fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
         picture_size=dataset.train_images.shape[1],
-        init_from=str(arguments.init_from or ""),
+        init_from=(given.origin if given else "") or str(arguments.init_from or ""),
     )
-    run = RunFolder.begin(path, run_config, arguments.overwrite)
+    run = RunFolder.begin(path, run_config, arguments.overwrite, arguments.keep)
     return StartingPoint(run, TrainingProgress(0, ((framework, 0),)), weights, None)
 
 
@@ -135,10 +145,12 @@ def with_classes(config: ModelConfig, default: ModelConfig, dataset: Dataset) ->
 
 
 def resume_run(
-    path: Path, state: Checkpoint, arguments: TrainArguments, framework: str, dataset: Dataset
+    path: Path, folder_lock: FileLock, state: Checkpoint, arguments: TrainArguments, framework: str, dataset: Dataset
 ) -> StartingPoint:
-    """Opens the folder of a run that goes on from its checkpoint. Raises UserError as `resumed_recipe` does, and where
-    the data are others."""
+    """Opens the folder of a run that goes on from its checkpoint.
+
+    folder_lock: held on it. Raises UserError as `resumed_recipe` does, and where the data are others.
+    """
     config = state.config
     recipe = resumed_recipe(config, arguments)
     if dataset.fingerprint != config.dataset_fingerprint:
@@ -150,8 +162,21 @@ def resume_run(
     frameworks = state.progress.frameworks
     if state.last_framework != framework:
         frameworks = (*frameworks, (framework, state.progress.step))
-    run = RunFolder.resume(path, replace(config, train=recipe), state.progress.step)
+    run = RunFolder.resume(
+        path, replace(config, train=recipe), state.progress.step, folder_lock, arguments.keep, state.logs
+    )
     return StartingPoint(run, replace(state.progress, frameworks=frameworks), state.weights, state.moments)
+
+
+def check_config(path: Path, config: RunConfig) -> None:
+    """Raises UserError where the run's config.json tells another run than its checkpoint, but for the length."""
+    written = RunConfig.from_json(path / "config.json")
+    same = {name: getattr(config.train, name) for name in ("epochs", "steps", "accumulation")}
+    if replace(written, train=replace(written.train, **same)) != config:
+        raise UserError(
+            f"{path / 'config.json'} was changed or damaged: it tells another run than the checkpoint's; copy "
+            f"{path / 'checkpoint' / 'config.json'} over it."
+        )
 
 
 def resumed_recipe(config: RunConfig, arguments: TrainArguments) -> TrainConfig:

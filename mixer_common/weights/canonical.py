@@ -31,6 +31,7 @@ class ModelWeights:
     notes: tuple[str, ...] = ()  # for people: what was read where there was a choice, and what else the file told
     names: Mapping[str, Any] = field(default_factory=dict)  # patterns.Names where the structure told them, else empty
     has_head: bool = True  # False: the file holds none, and that of `arrays` is one of zeros
+    origin: str = ""  # the path that they come from, or an address that names this very content
 
 
 def describe_assumed(weights: ModelWeights) -> str:

@@ -14,6 +14,7 @@ from mixer_common import files
 from mixer_common.config.model import model_config_from_json, weight_shapes
 from mixer_common.errors import UserError
 from mixer_common.weights import containers, folders
+from mixer_common.weights.addresses import locate
 from mixer_common.weights.canonical import ModelWeights, check_weights, with_details
 from mixer_common.weights.containers import ByteCallback
 from mixer_common.weights.formats import FORMATS, to_format
@@ -30,6 +31,8 @@ def _no_progress(activity: str, done: int, total: int) -> None:
 def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **options: Any) -> ModelWeights:
     """The model in a file or folder of any name; its content tells the container and the format.
 
+    path: also an address, hf:OWNER/NAME, https://... or gs://..., which is downloaded; see addresses.locate.
+
     A folder is a run, a checkpoint, or one of timm or Hugging Face: it holds model.safetensors, its parts with an
     index, pytorch_model.bin, flax_model.msgpack, or a single file of weights. A config.json beside canonical weights
     tells their model; another's tells the scale of the pixels and the size of the images. Files are safetensors, .npz,
@@ -37,9 +40,19 @@ def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **opti
     options: prefer, pixels, without_head, names, and what the file does not tell: gelu, layer_norm_epsilon, block,
     image_size; see weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
     """
-    path = Path(path)
+    located = locate(path, progress)
+    path, notes = located.path, located.notes
     if path.is_dir():
         path = folders.weights_in(path)
+        if path != located.path and not path.suffix:  # of several steps the latest, of Flax or Orbax
+            notes = (*notes, f"{path.relative_to(located.path)} in {located.path}")
+    weights = _load(path, progress, options)
+    return replace(weights, origin=located.origin, notes=(*notes, *weights.notes))
+
+
+def _load(path: Path, progress: ByteCallback, options: dict[str, Any]) -> ModelWeights:
+    """The model in a file of weights, an index of its parts, or a folder of Orbax; see load_weights."""
+    files.check_sum(path)
     is_index = path.name.endswith(".index.json")
     arrays, container = folders.read_parts(path, progress) if is_index else containers.read(path, progress)
     config_path = path.with_name("config.json")
@@ -53,6 +66,7 @@ def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **opti
         weights = replace(weights, format="msgpack")
     details = {name: options[name] for name in DETAILS if name in options}
     if weights.format == "canonical" and config_path.is_file():
+        files.check_sum(config_path)
         config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
         check_weights(weights.arrays, weight_shapes(config), str(path))
         return with_details(replace(weights, config=config, assumed=()), str(path), **details)

@@ -17,9 +17,12 @@ from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.weights.canonical import ModelWeights, check_weights
 from mixer_common.weights.files import load_weights, save_weights
+from mixer_common.weights.patterns import names_of_table, read_names
+from mixer_common.weights.pixels import named_scale
 from mixer_common.weights.reading import plain_array
+from mixer_common.weights.recognition import DETAILS
 
-_FILE_DETAILS = ("gelu", "layer_norm_epsilon", "block", "image_size")
+_FILE_DETAILS = (*DETAILS, "pixels", "prefer", "names")
 
 
 def model_config(model: str | ModelConfig, **details: Any) -> ModelConfig:
@@ -72,9 +75,17 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def load_model(path: str | Path, **details: Any) -> ModelWeights:
-    """The weights and config in a file or folder, with 16 bits widened to float32; see load_weights."""
+    """The weights and config in a file or folder, or at an address, with 16 bits widened to float32; see load_weights.
+
+    details: those of load_weights; pixels may also be a name in PIXEL_SCALES, and names the path of a TOML file or a
+    dict as in one. Raises UserError as load_weights does, and for other details.
+    """
     for name in details:
         by_name("detail of weights", dict.fromkeys(_FILE_DETAILS), name)
+    if details.get("pixels") is not None:
+        details["pixels"] = named_scale(details["pixels"])
+    if (names := details.get("names")) is not None:
+        details["names"] = names_of_table(names, "names") if isinstance(names, Mapping) else read_names(Path(names))
     weights = load_weights(path, **details)
     for name, array in weights.arrays.items():
         if array.dtype == np.float16:

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -117,6 +117,12 @@ def read_names(path: Path) -> dict[str, Source]:
         raise UserError(f"{path} does not exist: name a TOML file of names.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no TOML file ({error}): expected lines such as {_EXAMPLE}.") from None
+    return names_of_table(table, str(path))
+
+
+def names_of_table(table: Mapping[str, Any], origin: str) -> dict[str, Source]:
+    """The names in such a table: a dict from canonical names to the file's name, or to {"name": ..., "layout":
+    ...}. Raises UserError where it holds something else; `origin` names it."""
     names = {}
     known = template_shapes()
     for name, value in table.items():
@@ -126,15 +132,15 @@ def read_names(path: Path) -> dict[str, Source]:
             or not {"name"} <= entry.keys() <= {"name", "layout"}
             or not all(isinstance(part, str) for part in entry.values())
         ):
-            raise UserError(f"{path}: {name} is {value!r}, but expected lines such as {_EXAMPLE}.")
+            raise UserError(f"{origin}: {name} is {value!r}, but expected lines such as {_EXAMPLE}.")
         shape = known.get(template(name))
         if shape is None:
-            raise UserError(f"{path} names {name!r}, which is no array of a Mixer: choose one of {', '.join(known)}.")
+            raise UserError(f"{origin} names {name!r}, which is no array of a Mixer: choose one of {', '.join(known)}.")
         if "layout" in entry:
             try:
                 file_shape(shape, entry["layout"])
             except ValueError as error:
-                raise UserError(f"{path}: {name}: {error}; write it as in {_EXAMPLE}.") from None
+                raise UserError(f"{origin}: {name}: {error}; write it as in {_EXAMPLE}.") from None
         names[name] = Source(entry["name"], entry.get("layout", ""))
     return names
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mixer_common.config.fields import by_name
 from mixer_common.errors import UserError
 from mixer_common.weights.canonical import ModelWeights
 
@@ -50,6 +51,18 @@ def stated_scale(mean: Sequence[str] | None, std: Sequence[str] | None) -> Pixel
         given, missing = ("mean", "std") if std is None else ("std", "mean")
         raise UserError(f"--pixel-{given} is stated without --pixel-{missing}: state both, or a name that has both.")
     return checked_scale(mean, std, "--pixel-mean and --pixel-std")
+
+
+def named_scale(value: Any) -> PixelScale:
+    """A scale from its name in PIXEL_SCALES, or from mean and deviation, three numbers each. Raises UserError for
+    anything else."""
+    if isinstance(value, str):
+        return by_name("scale of pixels", PIXEL_SCALES, value)
+    try:
+        mean, std = value
+    except (TypeError, ValueError):
+        mean = std = value
+    return checked_scale(mean, std, "pixels")
 
 
 def checked_scale(mean: Any, std: Any, origin: str) -> PixelScale:

@@ -12,6 +12,8 @@ import numpy as np
 from mixer_common.errors import UserError
 from mixer_common.weights.reading import incomplete_file, widen_bfloat16
 
+# The entry of a file's metadata that makes it a recording of a comparison; see comparison/recording_files.py.
+RECORDING_KEY = "mlp_mixer_recording"
 _DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -32,7 +34,7 @@ _DTYPES = {
 def read(path: Path, file: BufferedReader) -> dict[str, np.ndarray]:
     """The arrays of a file that is open at its start; bfloat16 becomes float32.
 
-    Raises UserError where it is damaged, or holds numbers that NumPy does not know.
+    Raises UserError where it is damaged, a recording, or holds numbers that NumPy does not know.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -42,8 +44,14 @@ def read(path: Path, file: BufferedReader) -> dict[str, np.ndarray]:
     except SafetensorError as error:
         raise incomplete_file(path, "safetensors file", error) from None
     size = struct.unpack("<Q", file.read(8))[0]
+    header = json.loads(file.read(size))
+    if RECORDING_KEY in header.get("__metadata__", {}):
+        raise UserError(
+            f"{path} is a recording of what a model computed, no file of weights: compare.py takes it as a side; name "
+            "the weights that it was made with."
+        )
     arrays = {}
-    for name, entry in json.loads(file.read(size)).items():
+    for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _DTYPES:

@@ -10,9 +10,9 @@ import pytest
 import torch.nn.functional as F
 from helpers import random_weights
 
+import mixer_torch.activations
 import mixer_torch.framework
 import mixer_torch.model
-import mixer_torch.record
 from mixer_common.comparison.bounds import forward_bounds
 from mixer_common.comparison.diagnosis import describe_weights, likely_cause
 from mixer_common.comparison.differences import layer_differences
@@ -118,7 +118,7 @@ def planted(monkeypatch, fault: Callable, i: int) -> tuple[str, str]:
         fault(model, i)
         return model
 
-    monkeypatch.setattr(mixer_torch.record, "build_model", faulty)
+    monkeypatch.setattr(mixer_torch.activations, "build_model", faulty)
     return expected
 
 
@@ -170,8 +170,8 @@ def file_swapped_norms(weights):
 
 
 def file_dropped_bias(weights):
-    weights.arrays["blocks.2.token_mixing.fc2.bias"][:] = 0
-    return "blocks.2.token_mixing.fc2", "no bias"
+    weights.arrays["blocks.2.channel_mixing.fc2.bias"][:] = 0
+    return "blocks.2.channel_mixing.fc2", "no bias"
 
 
 def file_blue_green_red(weights):
@@ -200,6 +200,37 @@ def test_a_fault_in_a_file_is_found(script, tmp_path, fault):
         assert f"They part at {layer}: " in out
         assert cause in out
         assert "arrays differ, the first is" in out
+
+
+@pytest.mark.parametrize("isolate", [(), ("--isolate",)])
+def test_a_bias_that_reaches_no_logit_is_reported_as_what_it_is(script, tmp_path, isolate):
+    save_weights(tmp_path / "good", weights_of(CONFIG), "canonical")
+    weights = weights_of(CONFIG)
+    weights.arrays["blocks.1.token_mixing.fc2.bias"][:] = 0
+    save_weights(tmp_path / "other", weights, "canonical")
+    for precision in ("float64", "float32"):
+        code, out, _ = script(
+            "compare", tmp_path / "good", tmp_path / "other", *SAME, *isolate, "--precision", precision
+        )
+        assert code == 0
+        assert "They agree: " in out
+        assert " arrays differ, the first is blocks.1.token_mixing.fc2.bias" in out
+        assert "A and B differ along a direction that every later LayerNorm takes away: " in out
+        assert "at blocks.1.token_mixing.fc2, which changes no logit." in out
+    assert "which changes no logit" not in script("compare", tmp_path / "good", tmp_path / "good", *SAME)[1]
+
+
+def test_the_bias_of_the_tutorials_token_mixing_reaches_the_logits(script, tmp_path):
+    config = replace(CONFIG, block="tutorial")
+    save_weights(tmp_path / "good", weights_of(config), "canonical")
+    weights = weights_of(config)
+    weights.arrays["blocks.1.token_mixing.fc2.bias"][:] = 0
+    save_weights(tmp_path / "other", weights, "canonical")
+    code, out, _ = script("compare", tmp_path / "good", tmp_path / "other", *SAME)
+    assert code == 1
+    assert "They part at blocks.1.token_mixing.fc2: " in out
+    assert "no bias" in out
+    assert "which changes no logit" not in out
 
 
 def test_a_head_off_by_one_class_is_found(script, tmp_path, folder):
@@ -250,7 +281,7 @@ def test_formats_that_compute_otherwise_are_told_apart(script, tmp_path):
 
 
 def test_gradients_that_part_alone_are_found(script, folder, monkeypatch):
-    gradients = mixer_torch.record.gradients_of_weights
+    gradients = mixer_torch.activations.gradients_of_weights
 
     def faulty(*arguments):
         return gradients(*arguments) | {"blocks.1.channel_mixing.fc1.weight": np.zeros((36, 20), np.float64)}
@@ -300,7 +331,8 @@ def test_every_layer_is_printed_in_network_order(script, folder):
     code, out, _ = script("compare", folder, folder, *SAME, "--gradients")
     assert code == 0
     printed = [line.split()[0] for line in out.splitlines() if "e-" in line and not line.startswith("They")]
-    assert printed == activation_names(CONFIG) + list(random_weights(CONFIG))
+    activations = activation_names(CONFIG)
+    assert printed == activations + activations[::-1] + list(random_weights(CONFIG))
     assert "A          " in out
     assert "; jax " in out
     assert "; torch " in out

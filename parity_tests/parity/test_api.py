@@ -28,7 +28,8 @@ from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint
 from mixer_common.weights.canonical import ModelWeights
-from mixer_common.weights.files import save_weights
+from mixer_common.weights.files import load_weights, save_weights
+from mixer_common.weights.pixels import PIXEL_SCALES
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = pytest.mark.parametrize("package", [mixer_jax, mixer_torch], ids=["jax", "torch"])
@@ -213,6 +214,37 @@ def test_runs_and_checkpoints_are_loaded_with_what_they_tell(package, tmp_path):
 
 
 @PACKAGES
+def test_what_a_file_does_not_tell_is_stated_as_in_the_scripts(package, tmp_path):
+    trained, average = (random_weights(SMALL, seed) for seed in (0, 1))
+    saved = {f"net.{name}": torch.from_numpy(array) for name, array in trained.items()}
+    saved |= {f"ema.{name}": torch.from_numpy(array) for name, array in average.items()}
+    torch.save(saved, tmp_path / "both.pth")
+    for prefer, arrays in (("model", trained), ("ema", average), ("net", trained), (None, average)):
+        loaded = package.load(tmp_path / "both.pth", prefer=prefer, image_size=SMALL.image_size)
+        assert identical(package.weights(loaded), arrays)
+    package.save(package.create(SMALL, weights=trained), tmp_path / "a.npz", "npz")
+    half = {"pixels": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+    for pixels in ("imagenet", PIXEL_SCALES["imagenet"], [(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)]):
+        folded = package.weights(package.load(tmp_path / "a.npz", pixels=pixels))
+        expected = load_weights(tmp_path / "a.npz", pixels=PIXEL_SCALES["imagenet"])
+        assert identical(folded, expected.arrays)
+    assert identical(package.weights(package.load(tmp_path / "a.npz", **half)), trained)
+    # Two norms exchanged, as nothing in the file tells.
+    names = {
+        "blocks.{i}.token_norm.weight": "MixerBlock_{i}/LayerNorm_1/scale",
+        "blocks.{i}.channel_norm.weight": {"name": "MixerBlock_{i}/LayerNorm_0/scale", "layout": "o"},
+    }
+    (tmp_path / "names.toml").write_text(
+        '"blocks.{i}.token_norm.weight" = "MixerBlock_{i}/LayerNorm_1/scale"\n'
+        '"blocks.{i}.channel_norm.weight" = {name = "MixerBlock_{i}/LayerNorm_0/scale", layout = "o"}\n'
+    )
+    for given in (names, tmp_path / "names.toml", str(tmp_path / "names.toml")):
+        exchanged = package.weights(package.load(tmp_path / "a.npz", names=given))
+        assert (exchanged["blocks.0.token_norm.weight"] == trained["blocks.0.channel_norm.weight"]).all()
+        assert (exchanged["blocks.1.channel_norm.bias"] == trained["blocks.1.token_norm.bias"]).all()
+
+
+@PACKAGES
 def test_nothing_is_replaced_unasked(package, tmp_path):
     package.save(package.create("tiny"), tmp_path / "model")
     with pytest.raises(UserError, match=r"exists already: replace it with overwrite=True, or choose"):
@@ -300,6 +332,10 @@ def test_bad_files_and_details_are_one_sentence(package, tmp_path):
         (tmp_path / "tiny.npz", {"activation": "tanh"}, "unknown detail of weights 'activation': choose one of gelu, "),
         (tmp_path / "tiny.npz", {"gelu": "relu"}, "gelu is 'relu': choose one of"),
         (tmp_path / "tiny.npz", {"image_size": 64}, "mixes 64 patches of 4 pixels"),
+        (tmp_path / "tiny.npz", {"pixels": "vgg"}, "unknown scale of pixels 'vgg': choose one of inception, "),
+        (tmp_path / "tiny.npz", {"pixels": 0.5}, "pixels: the mean is 0.5 and the deviation 0.5, but expected three"),
+        (tmp_path / "tiny.npz", {"names": {"stem": "a"}}, "names names 'stem', which is no array of a Mixer"),
+        (tmp_path / "tiny.npz", {"prefer": "model", "names": {"head.weight": 3}}, "names: head.weight is 3"),
     ):
         with pytest.raises(UserError, match=sentence):
             package.load(path, **details)

@@ -12,11 +12,11 @@ from helpers import random_weights
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import mixer_jax.activations
 import mixer_jax.model
-import mixer_jax.record
 import mixer_jax.train
+import mixer_torch.activations
 import mixer_torch.model
-import mixer_torch.record
 import mixer_torch.train
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF, forward_bounds, gradient_bound, gradient_scales
 from mixer_common.comparison.differences import LayerDifference, layer_differences, relative_error
@@ -62,8 +62,8 @@ def activations(config: ModelConfig, batch_size: int, dtype: str) -> list[dict[s
     weights = random_weights(config)
     images = np.random.default_rng(1).integers(0, 256, (batch_size, *config.image_size, 3), dtype=np.uint8)
     return [
-        mixer_jax.record.activations_of_weights(config, weights, images, dtype, jax.devices()[0]),
-        mixer_torch.record.activations_of_weights(config, weights, images, dtype, torch.device("cpu")),
+        mixer_jax.activations.activations_of_weights(config, weights, images, dtype, jax.devices()[0]),
+        mixer_torch.activations.activations_of_weights(config, weights, images, dtype, torch.device("cpu")),
     ]
 
 

@@ -1,6 +1,9 @@
 """The folder of a run: begun, resumed, and what it refuses."""
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,7 +16,7 @@ from helpers import example
 from mixer_common.config.model import ImageSize
 from mixer_common.errors import UserError
 from mixer_common.runs.checkpoint import RunConfig
-from mixer_common.runs.folder import RunFolder, read_losses, read_resumable
+from mixer_common.runs.folder import RunFolder, lock_resumable, read_losses, read_resumable
 
 LOSSES = np.arange(10, dtype=np.float32)
 
@@ -61,7 +64,7 @@ def test_a_resumed_folder_drops_what_came_after_the_checkpoint(tmp_path):
     state = read_resumable(tmp_path / "run")
     assert state.progress.step == 7
     extended = replace(config, train=replace(config.train, steps=99))
-    with RunFolder.resume(tmp_path / "run", extended, 7) as run:
+    with RunFolder.resume(tmp_path / "run", extended, 7, lock_resumable(tmp_path / "run")) as run:
         np.testing.assert_array_equal(run.losses(), LOSSES[:7])
         assert run.metrics == [row(1, 4)]
         run.add_losses(LOSSES[:3] + 100, 7)
@@ -81,7 +84,7 @@ def test_losses_keep_their_precision(tmp_path, dtype):
 
 def test_a_run_that_cannot_be_resumed(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is missing"):
-        read_resumable(tmp_path / "nothing")
+        lock_resumable(tmp_path / "nothing")
     with RunFolder.begin(tmp_path / "new", example().config, overwrite=False):
         pass
     with pytest.raises(UserError, match="was stopped before its first checkpoint: begin it anew with --overwrite"):
@@ -89,25 +92,112 @@ def test_a_run_that_cannot_be_resumed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "message", "losses", "steps"),
     [
-        ("step_losses.npy", b"\x93NUMPY", r"step_losses\.npy, the run's losses, cannot be read"),
-        ("step_losses.npy", None, r"step_losses\.npy, the run's losses, cannot be read"),
-        ("metrics.jsonl", b'{"step": 4}\n{"st', r"its metrics\.jsonl is damaged"),
+        ("step_losses.npy", b"\x93NUMPY", "the run's losses, cannot be read", [np.nan] * 7, [4]),
+        ("step_losses.npy", None, "the run's losses, cannot be read", [np.nan] * 7, [4]),
+        ("metrics.jsonl", b'{"step": 4}\n{"st\n[]', "3 of 3 lines of .*metrics.jsonl are damaged", range(7), []),
+        ("metrics.jsonl", None, "", range(7), []),
     ],
 )
-def test_damaged_logs(tmp_path, name, content, message):
+def test_a_run_goes_on_without_a_damaged_history(tmp_path, capsys, name, content, message, losses, steps):
     config = stopped_run(tmp_path / "run")
     path = tmp_path / "run" / name
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        RunFolder.resume(tmp_path / "run", config, 7)
+    with RunFolder.resume(tmp_path / "run", config, 7, lock_resumable(tmp_path / "run")) as run:
+        np.testing.assert_array_equal(run.losses(), np.array(list(losses), np.float32))
+        assert [row["step"] for row in run.metrics] == steps
+        run.add_losses(LOSSES[:3], 7)
+        run.save(example(step=10).progress, example().weights, example().moments)
+    output = capsys.readouterr().out
+    assert re.search(message, output) if message else output == ""
+    assert len(read_losses(tmp_path / "run")) == 10
 
 
-def test_too_few_losses_for_the_checkpoint(tmp_path):
+def test_losses_that_the_checkpoint_is_ahead_of_are_nan(tmp_path, capsys):
     config = stopped_run(tmp_path / "run", step=11)
-    with pytest.raises(UserError, match="holds 10 losses, but the checkpoint is at step 11: start a new run"):
-        RunFolder.resume(tmp_path / "run", config, 11)
+    with RunFolder.resume(tmp_path / "run", config, 11, lock_resumable(tmp_path / "run")) as run:
+        np.testing.assert_array_equal(run.losses(), [*range(10), np.nan])
+    assert "holds 10 losses of the 11 steps so far" in capsys.readouterr().out
+
+
+def test_a_damaged_summary_is_written_anew(tmp_path):
+    with RunFolder.begin(tmp_path / "run", example().config, overwrite=False) as run:
+        (tmp_path / "run" / "summary.json").write_text("{")
+        assert not run.has_summary(7)
+        with pytest.raises(ValueError, match="JSON"):
+            run.write_summary({"test_loss": np.nan})
+
+
+def test_one_process_trains_a_run(tmp_path):
+    stopped_run(tmp_path / "run")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom mixer_common.runs.lock import lock_run\n"
+        f"held = lock_run(Path({str(tmp_path / 'run')!r}))\nprint('locked', flush=True)\nsys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        message = f"run is being trained by process {other.pid} on .* since 2"
+        with pytest.raises(UserError, match=message):
+            lock_resumable(tmp_path / "run")
+        with pytest.raises(UserError, match=message):
+            RunFolder.begin(tmp_path / "run", example().config, overwrite=True)
+        assert len(read_losses(tmp_path / "run")) == 10  # nothing was removed
+    finally:
+        other.kill()  # as a crash would: the system gives the lock back
+        other.wait()
+    lock_resumable(tmp_path / "run").release()
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
+    run = tmp_path / "run"
+    stopped_run(run)
+    (run / "pictures" / "curves.png").touch()
+    own = [run / "thesis.tex", run / "pictures" / "mine.png", run / "checkpoint" / "notes.txt"]
+    for path in own:
+        path.write_text("mine")
+    with RunFolder.begin(run, example().config, overwrite=True):
+        pass
+    assert all(path.read_text() == "mine" for path in own)
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {name for name in left if not name.startswith("events.out")} == {
+        ".lock", "config.json", *(str(path.relative_to(run)) for path in own)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["{}", "no JSON", '{"model": {}, "train": {}}'])
+def test_overwriting_spares_what_is_no_run(tmp_path, config):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "config.json").write_text(config)
+    (tmp_path / "p" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is no run, so --overwrite does not delete it"):
+        RunFolder.begin(tmp_path / "p", example().config, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.json", "thesis.tex"]
+
+
+def test_a_run_that_was_ended_before_its_config_can_be_overwritten(tmp_path):
+    (tmp_path / "run" / "pictures").mkdir(parents=True)
+    (tmp_path / "run" / ".config.json.new").write_text("{")
+    with RunFolder.begin(tmp_path / "run", example().config, overwrite=True):
+        pass
+    assert not (tmp_path / "run" / ".config.json.new").exists()
+
+
+def test_a_full_disk_ends_the_events_and_nothing_else(tmp_path, monkeypatch, capsys):
+    with RunFolder.begin(tmp_path / "run", example().config, overwrite=False) as run:
+        from tensorboardX.record_writer import RecordWriter
+
+        def fail(self: RecordWriter, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(RecordWriter, "write", fail)
+        run.add_losses(LOSSES, 0)
+        run.add_metrics(row(1, 4))
+        run.save(example(step=7).progress, example().weights, example().moments)
+    assert capsys.readouterr().err.count("No space left on device); the training goes on without them.") == 1
+    assert len(read_losses(tmp_path / "run")) == 10
 
 
 def test_a_summary_belongs_to_a_step(tmp_path):
@@ -166,8 +256,8 @@ def test_tensorboard_gets_every_fiftieth_loss_and_every_epoch(tmp_path):
 
 def test_opening_the_events_imports_no_torch_and_leaves_it_importable(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom mixer_common.runs.events import open_events\n"
-        f"open_events(Path({str(tmp_path)!r}), 0).close()\n"
+        "import sys\nfrom pathlib import Path\nfrom mixer_common.runs.events import Events\n"
+        f"Events(Path({str(tmp_path)!r}), 0).close()\n"
         "print('tensorboardX' in sys.modules, 'torch' in sys.modules)\nimport torch\nprint(torch.__name__)"
     )
     process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -8,8 +8,8 @@ from helpers import identical, random_weights
 
 from mixer_common.config.presets import MODELS, RECIPES
 from mixer_common.errors import UserError
-from mixer_common.training import arguments as module
 from mixer_common.training.arguments import TorchTrainArguments, TrainArguments, parse_train
+from mixer_common.weights import command_line
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights, save_weights
 
@@ -77,9 +77,9 @@ def test_given_weights_are_read_once_and_bring_their_model(monkeypatch, tmp_path
     weights = random_weights(config)
     save_weights(tmp_path / "start", ModelWeights(config, weights, "canonical"), "canonical")
     read = []
-    monkeypatch.setattr(module, "load_weights", lambda path, **options: read.append(path) or load_weights(path))
+    monkeypatch.setattr(command_line, "load_weights", lambda path, **options: read.append(path) or load_weights(path))
     arguments, given = parse(monkeypatch, "--init-from", tmp_path / "start", "--gelu", "exact")
-    assert read == [tmp_path / "start"]
+    assert read == [str(tmp_path / "start")]
     assert (arguments.model, arguments.config) == ("nano", replace(config, gelu="exact"))
     assert given.config == config
     assert identical(given.arrays, weights)

@@ -11,7 +11,7 @@ from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint, pictures
 from mixer_common.runs.checkpoint import TrainingProgress
-from mixer_common.runs.folder import RunFolder
+from mixer_common.runs.folder import RunFolder, lock_resumable
 from mixer_common.training.loop import run_training
 
 DEVICE = "an abacus"
@@ -44,7 +44,7 @@ def resume(framework, config, dataset, path):
         dataset.train_labels,
         moments=state.moments,
     )
-    with RunFolder.resume(path, config, state.progress.step) as run:
+    with RunFolder.resume(path, config, state.progress.step, lock_resumable(path)) as run:
         return trainer, run_training(trainer, run, state.progress, dataset, framework, DEVICE)
 
 
@@ -154,6 +154,42 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(framework, config
     with pytest.raises(UserError, match="the training loss is nan at step 6:"):
         begin(framework, config, dataset, tmp_path / "run")
     assert checkpoint.load(tmp_path / "run" / "checkpoint").progress.step == 5
+
+
+@pytest.mark.parametrize("diverging", ["weights", "first_moment", "test_loss"])
+def test_what_is_not_finite_replaces_no_checkpoint(framework, config, dataset, tmp_path, monkeypatch, diverging):
+    """The losses are finite: an epoch's last step makes what is not."""
+    train, logits = framework.trainer.train, framework.trainer.logits
+
+    def diverge(self, first, last):
+        losses = train(self, first, last)
+        if sum(first == 0 for first, _ in self.dispatches) == 2:
+            if diverging == "weights":
+                self._weights["norm.weight"][0] = np.inf
+            elif diverging == "first_moment":
+                self._moments["first_moment"]["norm.weight"][0] = np.nan
+        return losses
+
+    def nan_in_the_second_epoch(self, images):
+        return logits(self, images) * np.float32("nan" if sum(first == 0 for first, _ in self.dispatches) > 1 else 1)
+
+    monkeypatch.setattr(framework.trainer, "train", diverge)
+    if diverging == "test_loss":
+        monkeypatch.setattr(framework.trainer, "logits", nan_in_the_second_epoch)
+        message = "the test loss is nan after step 10: lower --learning-rate"
+    else:
+        message = f"{diverging} of norm.weight are infinite or no numbers after these steps: lower"
+    with pytest.raises(UserError, match=message):
+        begin(framework, config, dataset, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / "checkpoint").progress.step == 5
+    assert len(rows(tmp_path / "run")) == 1
+    assert len(np.load(tmp_path / "run" / "step_losses.npy")) == 5
+    monkeypatch.undo()
+    monkeypatch.setattr(pictures, "first_batch", lambda *arguments: None)
+    for name in ("curves", "confusion", "predictions"):
+        monkeypatch.setattr(pictures, name, lambda *arguments: None)
+    resume(framework, config, dataset, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / "checkpoint").progress.step == 13
 
 
 def test_the_seconds_of_every_process_add_up(framework, config, dataset, tmp_path):

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a training to stop; a second one ends it."""
+"""SIGINT, SIGTERM and SIGHUP ask a training to stop; a second one ends it."""
 
 import signal
 
@@ -7,7 +7,10 @@ import pytest
 from mixer_common.training.signals import StopSignal
 
 
-@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 143), (signal.SIGHUP, "SIGHUP", 129)],
+)
 def test_a_signal_is_remembered_and_announced(capsys, number, name, code):
     with StopSignal() as stop:
         assert stop.number == 0
@@ -38,3 +41,13 @@ def test_the_handlers_before_return_even_after_an_error():
         fail()
     assert not set(inside) & set(before)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

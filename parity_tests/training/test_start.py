@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from helpers import identical, random_weights
 
 from mixer_common.config.presets import MODELS
@@ -11,9 +12,9 @@ from mixer_common.config.train import TrainConfig
 from mixer_common.errors import UserError
 from mixer_common.plan.initial import initial_weights
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
-from mixer_common.runs.folder import RunFolder
+from mixer_common.runs.folder import RunFolder, lock_resumable
 from mixer_common.training.arguments import TrainArguments
-from mixer_common.training.start import begin_run, resume_run, resumed_recipe, train, with_classes
+from mixer_common.training.start import begin_run, check_config, resume_run, resumed_recipe, train, with_classes
 from mixer_common.weights.canonical import ModelWeights
 
 TINY = MODELS["tiny"]
@@ -97,7 +98,7 @@ def test_a_run_goes_on_in_either_framework(arguments, config, dataset, framework
         run.add_losses(np.ones(5, np.float32), 0)
         run.save(state.progress, state.weights, state.moments)
     arguments = replace(arguments, train=replace(config.train, steps=20))
-    start = resume_run(arguments.out, state, arguments, framework, dataset)
+    start = resume_run(arguments.out, lock_resumable(arguments.out), state, arguments, framework, dataset)
     assert start.progress == replace(state.progress, frameworks=frameworks)
     assert (start.weights, start.moments) == (state.weights, state.moments)
     assert len(start.run.losses()) == 4  # the fifth step comes again
@@ -108,8 +109,16 @@ def test_a_run_goes_on_in_either_framework(arguments, config, dataset, framework
 def test_other_data_do_not_continue_a_run(arguments, config, dataset):
     state = checkpoint_at(replace(config, dataset_fingerprint="0123456789abcdef"), 4)
     with pytest.raises(UserError, match=f"fingerprint 0123456789abcdef, but noise has {dataset.fingerprint}"):
-        resume_run(arguments.out, state, arguments, "jax", dataset)
+        resume_run(arguments.out, FileLock(arguments.out), state, arguments, "jax", dataset)
     assert not arguments.out.exists()
+
+
+def test_a_changed_config_is_noticed(config, tmp_path):
+    (tmp_path / "config.json").write_text(replace(config, train=replace(config.train, epochs=9)).to_json())
+    check_config(tmp_path, config)  # a run may become longer
+    (tmp_path / "config.json").write_text(replace(config, train=replace(config.train, learning_rate=0.9)).to_json())
+    with pytest.raises(UserError, match=r"config\.json was changed or damaged: it tells another run than the check"):
+        check_config(tmp_path, config)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 9}, {"steps": 40}, {"accumulation": 2}])

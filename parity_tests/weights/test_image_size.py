@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import TINY, random_weights
 
-import mixer_jax.record
-import mixer_torch.record
+import mixer_jax.activations
+import mixer_torch.activations
 from mixer_common.comparison.bounds import forward_bounds
 from mixer_common.comparison.differences import relative_error
 from mixer_common.config.model import ModelConfig, weight_shapes
@@ -27,8 +27,8 @@ def activations(weights: ModelWeights, images: np.ndarray) -> list[dict[str, np.
     jax.config.update("jax_enable_x64", True)
     given = weights.config, weights.arrays, images, "float64"
     return [
-        mixer_jax.record.activations_of_weights(*given, jax.devices()[0]),
-        mixer_torch.record.activations_of_weights(*given, torch.device("cpu")),
+        mixer_jax.activations.activations_of_weights(*given, jax.devices()[0]),
+        mixer_torch.activations.activations_of_weights(*given, torch.device("cpu")),
     ]
 
 

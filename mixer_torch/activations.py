@@ -1,4 +1,4 @@
-"""What a comparison looks at: every activation and every gradient of a model. Twin of mixer_jax/record.py."""
+"""What a comparison looks at: every activation and every gradient of a model. Twin of mixer_jax/activations.py."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mixer_common.config.model import ModelConfig
+from mixer_common.interface import Sink
 from mixer_torch.device import WEIGHTS_DTYPE
 from mixer_torch.forward import forward
 from mixer_torch.model import build_model, to_canonical
@@ -21,21 +22,27 @@ def activations_of_weights(
     precision: str,
     device: torch.device,
     replacements: Mapping[str, np.ndarray] | None = None,
+    sink: Sink | None = None,
 ) -> dict[str, np.ndarray]:
     """Every activation of one forward pass, in network order and in the weights' dtype; "head" is the logits.
 
     replacements: activations, by name, with which the model goes on after it has computed its own.
+    sink: gets each activation as soon as it is computed; the result is empty then.
     """
     model = build_model(config, weights, device, WEIGHTS_DTYPE[precision])
     others = {name: torch.tensor(array, device=device) for name, array in (replacements or {}).items()}
     recorded: dict[str, Tensor] = {}
 
     def record(name: str, x: Tensor) -> Tensor:
-        recorded[name] = x
+        value = x.to(WEIGHTS_DTYPE[precision])
+        if sink:
+            sink(name, value.cpu().numpy())
+        else:
+            recorded[name] = value
         return others[name].to(x.dtype) if name in others else x
 
     forward(model, torch.from_numpy(images).to(device), None, precision, record)
-    return to_canonical({name: value.to(WEIGHTS_DTYPE[precision]) for name, value in recorded.items()})
+    return to_canonical(recorded)
 
 
 def gradients_of_weights(
