@@ -34,7 +34,7 @@ HEAT_COLOURS = {
 _NOT_FINITE = len(COLOUR_LIMITS) + 1  # drawn as the largest multiples, since a number is missing there
 MAX_COLUMNS = 60
 _WIDTH, _LABELS, _GAP = 4.6, 1.42, 0.12  # inches: as wide as a phone, so that the text is readable there
-_ROW, _TOP, _BOTTOM = 0.085, 0.5, 1.0
+_ROW, _TOP, _BOTTOM = 0.085, 0.5, 1.2
 
 
 def save_heat_map(comparison: StepsComparison, path: Path) -> None:
@@ -196,8 +196,13 @@ def _draw_legend(figure: Figure, comparison: StepsComparison, height: float) -> 
         axes.add_patch(box)
         axes.text(i + 0.46, 0.29, label, ha="center", va="top", fontsize=7, color=COLOURS["muted"])
     width = int(bins(comparison.steps)[1]) if comparison.steps > MAX_COLUMNS else 1
-    columns = f"a column is {width} steps" if width > 1 else "a column is a step"
-    lines = [(0.68, f"Rows: weight above bias, by block and layer; {columns}."), (0.52, "Error / bound:")]
+    columns = f"A column is {width} steps" if width > 1 else "A column is a step"
+    names = [name if len(name) <= 24 else f"…{name[-23:]}" for name in (comparison.a, comparison.b)]
+    lines = [
+        (0.9, f"B, {names[1]}, against A, {names[0]}. {columns}."),
+        (0.74, "A layer has two rows, weight above bias. Black: first past its bound."),
+        (0.54, "Error / bound:"),
+    ]
     if comparison.without_effect:
         lines.append((0.1, "* its bias moves no output, so in the weights it may drift."))
     for y, text in lines:
