@@ -6,12 +6,12 @@ JAX compute as exactly as the training scripts do.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import linen, nnx
 from jax import Array
 
 from mixer_common.config.model import ModelConfig
@@ -27,10 +27,14 @@ from mixer_common.weights.in_memory import (
     target_size,
     to_numpy,
 )
-from mixer_jax.device import COMPUTE_DTYPE, Device
+from mixer_common.weights.pixels import PixelScale
+from mixer_jax.device import COMPUTE_DTYPE, Device, preserve_settings
 from mixer_jax.forward import logits
 from mixer_jax.model import Mixer, build_model, to_canonical
 from mixer_jax.pixels import bytes_to_pixels
+
+if TYPE_CHECKING:
+    from mixer_common.comparison.recording import Recording
 
 
 def create(
@@ -163,6 +167,54 @@ def predict(model: Mixer, images: np.ndarray | Array) -> np.ndarray:
     if not images.shape[0]:
         return np.zeros((0, model.config.num_classes))
     return np.exp(log_softmax(logits(model, to_numpy(images), precision)))
+
+
+def record(
+    module: nnx.Module | linen.Module | tuple[linen.Module, Mapping[str, Any]],
+    images: np.ndarray | Array,
+    labels: Any = None,
+    precision: str = "float32",
+    gradients: bool = False,
+    weights: Mapping[str, Any] | str | Path | None = None,
+    layout: str = "nhwc",
+    pixels: str | PixelScale | None = None,
+    device: str = "auto",
+    **details: Any,
+) -> "Recording":
+    """What a Flax module computes on images, watched layer by layer, for compare: one of NNX, or (module, variables) of
+    Linen.
+
+    >>> import mixer_jax
+    >>> import numpy as np
+    >>> from mixer_common.comparison.compare import compare
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    >>> model = mixer_jax.create("tiny")
+    >>> a, b = mixer_jax.record(model, images, precision="float64"), mixer_jax.record(model, images)
+    >>> compare(a, b).first_past_bound is None
+    True
+
+    Args:
+      module: a Mixer of whatever names; its submodules are matched to the layers of a Mixer. It is left as it is.
+      images: uint8 (N, H, W, 3), of NumPy or JAX; they are resized to what the module needs, if that can be known.
+      labels: (N,), for the gradients; None: zeros.
+      precision: float32, bfloat16 or float64.
+      gradients: whether to record the gradients of the mean cross-entropy, of weights and of activations.
+      weights: what is loaded into the module: a file, or canonical names and arrays; None: it keeps its own.
+      layout: the order of the axes of the pixels that the module takes, nchw or nhwc.
+      pixels: their scale: a name in mixer_common.weights.pixels.PIXEL_SCALES, or a PixelScale; None: -1 to 1.
+      device: auto, cpu or gpu.
+      **details: gelu, layer_norm_epsilon and block state what the module does not tell.
+
+    Raises:
+      UserError: the module is no Mixer, or it cannot be called with these images.
+    """
+    from mixer_common.comparison.record import record_module  # with SciPy, which nothing else here needs
+    from mixer_jax.framework import JaxFramework
+
+    own = (module.config, globals()["weights"](module)) if isinstance(module, Mixer) else None
+    options = {"weights": weights, "layout": layout, "pixels": pixels, **details}
+    with preserve_settings():
+        return record_module(JaxFramework(), module, own, images, labels, precision, gradients, device, options)
 
 
 def weights(model: Mixer) -> dict[str, np.ndarray]:

@@ -1,6 +1,8 @@
 """The device and the precision that JAX computes in. Twin of mixer_torch/device.py."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import jax
@@ -45,6 +47,17 @@ def _first_device() -> Device:
                     "set it to cpu, or use --device cpu."
                 ) from None
         raise
+
+
+@contextmanager
+def preserve_settings() -> Iterator[None]:
+    """A context after which JAX is set up as before it, whatever `prepare` did inside."""
+    x64, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", x64)
+        jax.config.update("jax_default_matmul_precision", precision)
 
 
 def describe(device: Device) -> str:

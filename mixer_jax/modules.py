@@ -268,9 +268,14 @@ def _with_gradients(
         return cross_entropy(output.astype(dtype), labels, 0.0)
 
     keys = list(zeros)
-    by_params, by_zeros = jax.grad(lambda params, values: loss(params, dict(zip(keys, values, strict=True))), (0, 1))(
-        dict(params), [zeros[key] for key in keys]
-    )
+    gradient = jax.grad(lambda params, values: loss(params, dict(zip(keys, values, strict=True))), (0, 1))
+    inputs = dict(params), [zeros[key] for key in keys]
+    try:
+        by_params, by_zeros = jax.jit(gradient)(*inputs)
+    except ModuleError as error:
+        if not isinstance(error.__cause__, jax.errors.ConcretizationTypeError):
+            raise
+        by_params, by_zeros = gradient(*inputs)  # a module that looks at values
     arrived = {key: np.asarray(gradient.astype(dtype)) for key, gradient in zip(keys, by_zeros, strict=True)}
     calls = tuple(_call_with_gradients(call, arrived) for call in watch.calls)
     return ModuleRun(calls, {name: np.asarray(gradient.astype(dtype)) for name, gradient in by_params.items()})

@@ -6,9 +6,9 @@ from mixer_common.config.model import ModelConfig
 from mixer_common.errors import UserError
 
 if TYPE_CHECKING:
-    from mixer_torch.api import create, load, predict, save, to_pixels, weights
+    from mixer_torch.api import create, load, predict, record, save, to_pixels, weights
 
-__all__ = ["ModelConfig", "UserError", "create", "load", "predict", "save", "to_pixels", "weights"]
+__all__ = ["ModelConfig", "UserError", "create", "load", "predict", "record", "save", "to_pixels", "weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,11 @@ PyTorch compute as exactly as the training scripts do.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.errors import UserError
@@ -25,10 +25,14 @@ from mixer_common.weights.in_memory import (
     target_size,
     to_numpy,
 )
-from mixer_torch.device import COMPUTE_DTYPE
+from mixer_common.weights.pixels import PixelScale
+from mixer_torch.device import COMPUTE_DTYPE, preserve_settings
 from mixer_torch.forward import logits
 from mixer_torch.model import Mixer, build_model
 from mixer_torch.pixels import bytes_to_pixels
+
+if TYPE_CHECKING:
+    from mixer_common.comparison.recording import Recording
 
 
 def create(
@@ -161,6 +165,53 @@ def predict(model: Mixer, images: np.ndarray | Tensor) -> np.ndarray:
     if not images.shape[0]:
         return np.zeros((0, model.config.num_classes))
     return np.exp(log_softmax(logits(model, to_numpy(images), precision)))
+
+
+def record(
+    module: nn.Module,
+    images: np.ndarray | Tensor,
+    labels: Any = None,
+    precision: str = "float32",
+    gradients: bool = False,
+    weights: Mapping[str, Any] | str | Path | None = None,
+    layout: str = "nchw",
+    pixels: str | PixelScale | None = None,
+    device: str = "auto",
+    **details: Any,
+) -> "Recording":
+    """What a torch.nn.Module computes on images, watched layer by layer, for compare.
+
+    >>> import mixer_torch
+    >>> import numpy as np
+    >>> from mixer_common.comparison.compare import compare
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    >>> model = mixer_torch.create("tiny")
+    >>> a, b = mixer_torch.record(model, images, precision="float64"), mixer_torch.record(model, images)
+    >>> compare(a, b).first_past_bound is None
+    True
+
+    Args:
+      module: a Mixer of whatever names; its submodules are matched to the layers of a Mixer. It is left as it is.
+      images: uint8 (N, H, W, 3), of NumPy or PyTorch; they are resized to what the module needs, if that can be known.
+      labels: (N,), for the gradients; None: zeros.
+      precision: float32, bfloat16 or float64.
+      gradients: whether to record the gradients of the mean cross-entropy, of weights and of activations.
+      weights: what is loaded into the module: a file, or canonical names and arrays; None: it keeps its own.
+      layout: the order of the axes of the pixels that the module takes, nchw or nhwc.
+      pixels: their scale: a name in mixer_common.weights.pixels.PIXEL_SCALES, or a PixelScale; None: -1 to 1.
+      device: auto, cpu or gpu.
+      **details: gelu, layer_norm_epsilon and block state what the module does not tell.
+
+    Raises:
+      UserError: the module is no Mixer, or it cannot be called with these images.
+    """
+    from mixer_common.comparison.record import record_module  # with SciPy, which nothing else here needs
+    from mixer_torch.framework import TorchFramework
+
+    own = (module.config, globals()["weights"](module)) if isinstance(module, Mixer) else None
+    options = {"weights": weights, "layout": layout, "pixels": pixels, **details}
+    with preserve_settings():
+        return record_module(TorchFramework(), module, own, images, labels, precision, gradients, device, options)
 
 
 def weights(model: Mixer) -> dict[str, np.ndarray]:

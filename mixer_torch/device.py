@@ -1,5 +1,8 @@
 """The device and the precision that PyTorch computes in. Twin of mixer_jax/device.py."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from mixer_common.errors import UserError
@@ -21,6 +24,16 @@ def prepare(name: str, precision: str) -> torch.device:
             "GPU and its driver, or use --device cpu."
         )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+@contextmanager
+def preserve_settings() -> Iterator[None]:
+    """A context after which PyTorch is set up as before it, whatever `prepare` did inside."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
 def describe(device: torch.device) -> str:

@@ -29,6 +29,8 @@ def describe_shapes(name: str, a: Recording, b: Recording) -> str:
                 )
             if sizes == others[::-1]:
                 return f"Patches and channels are exchanged in {name}: {tuple(sizes)} in {letter} for each image."
+        if len(sizes) == 1 and sizes == others[1:]:
+            return f"{letter} has no patches in {name}: the mean over the patches taken before the last norm."
         if name == "head" and len(sizes) == len(others) + 1:
             return f"{letter} gives logits for each patch: the mean over the patches is left out."
     return f"The layer {name} computes another shape: {shapes[0]} in A, {shapes[1]} in B."

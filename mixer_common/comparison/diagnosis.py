@@ -110,7 +110,7 @@ def likely_gradient_cause(difference: LayerDifference, a: Recording, b: Recordin
         right = right_gradient(name, model, known, labels)
         stated = stated[name].astype(np.float64)
         value = given[name].astype(np.float64) if name in given else np.zeros_like(stated)
-        if relative_error(stated, right) > _enough(difference, value, stated):
+        if _largest(stated - right) > _enough(difference, value, stated):
             continue
         if mistake := _explanation(difference, value, stated, gradient_mistakes(name, model, known, labels, value)):
             return f"{odd_name}'s gradient is {good_name}'s with {mistake}."
@@ -124,8 +124,16 @@ def _shape_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
         return describe_architectures(name, a.config, b.config)
     if name in a.activations and name in b.activations:
         return describe_shapes(name, a, b)
-    side = b if name in a.activations else a
-    return f"{side.origin.name} does not show this layer. {' '.join(side.observations)}".rstrip()
+    good, odd, letters = (a, b, "AB") if name in a.activations else (b, a, "BA")
+    model = Reference(good.config, merged(good.weights, odd.weights), good.inputs.images, good.activations)
+    names = list(model.layers)
+    following = next((later for later in names[names.index(name) :] if later in odd.activations), None)
+    if following:
+        right, value = (side.activations[following].astype(np.float64) for side in (good, odd))
+        candidates = order_mistakes(model.layers[following], model, odd.activations)
+        if mistake := _explanation(difference, value, right, candidates):
+            return f"{letters[1]}'s values in {following} are {letters[0]}'s with {mistake}."
+    return f"{letters[1]} does not show this layer. {' '.join(odd.observations)}".rstrip()
 
 
 def _activations(a: Recording, b: Recording) -> dict[str, np.ndarray]:
@@ -146,15 +154,15 @@ def _mistake(difference: LayerDifference, layer: Layer, a: Recording, b: Recordi
         known = _activations(a, b)
         del known[name]
         model = Reference(good.config, merged(good.weights, odd.weights), good.inputs.images, known)
-        if relative_error(stated, model.value(layer)) > _enough(difference, value, stated):
+        if _largest(stated - model.value(layer)) > _enough(difference, value, stated):
             continue  # does not do what its weights and config say
         unseen = _unseen(layer, model, odd.activations)
         for candidates in (
             side_by_side(layer, model, odd.activations),
             chain(layer_mistakes(layer, model, odd.config), _unseen_mistakes(unseen, layer, model, odd.config)),
-            order_mistakes(layer, model),
+            order_mistakes(layer, model, odd.activations),
             chain.from_iterable(
-                _continued(order_mistakes(earlier, model), earlier, layer, model) for earlier in unseen
+                _continued(order_mistakes(earlier, model, odd.activations), earlier, layer, model) for earlier in unseen
             ),
             fitted_mistakes(layer, model, value),
             _low_precision(value, difference),
@@ -167,21 +175,24 @@ def _mistake(difference: LayerDifference, layer: Layer, a: Recording, b: Recordi
 
 def _explanation(difference: LayerDifference, value: np.ndarray, right: np.ndarray, candidates: Candidates) -> str:
     """The mistakes whose values are one side's, joined by "or" where several give the same; empty where none does."""
-    enough, errors = _enough(difference, value, right), {}
+    rounding, enough, errors = difference.bound * _largest(right), _enough(difference, value, right), {}
     for mistake, values in candidates:
-        if values.shape == value.shape and relative_error(values, right) > difference.bound:
-            errors[mistake] = relative_error(values, value)
-    # NaN is greater than nothing and less than nothing.
-    errors = {mistake: error for mistake, error in errors.items() if error <= enough}
+        if values.shape == value.shape and _largest(values - right) > rounding:
+            errors[mistake] = min(_largest(values - value), errors.get(mistake, math.inf))
+    errors = {mistake: error for mistake, error in errors.items() if error <= enough}  # NaN is not
     if not errors:
         return ""
-    same = max(difference.bound, 2 * min(errors.values()))
+    same = max(rounding, 2 * min(errors.values()))
     return ", or with ".join(mistake for mistake in sorted(errors, key=errors.__getitem__) if errors[mistake] <= same)
 
 
 def _enough(difference: LayerDifference, value: np.ndarray, right: np.ndarray) -> float:
-    """The largest relative error that a mistake may leave to explain a difference."""
-    return max(difference.bound, _EXPLAINED * relative_error(value, right))
+    """The largest error that a mistake may leave to explain a difference."""
+    return max(difference.bound * _largest(right), _EXPLAINED * _largest(value - right))
+
+
+def _largest(x: np.ndarray) -> float:
+    return float(np.abs(x).max())
 
 
 def _unseen(layer: Layer, model: Reference, seen: Arrays) -> list[Layer]:

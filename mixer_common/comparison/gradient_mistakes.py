@@ -36,7 +36,7 @@ def gradient_mistakes(name: str, model: Reference, known: Arrays, labels: np.nda
         if right.ndim == 2 and right.shape[0] == right.shape[1]:
             yield "it transposed", right.T
     length = float(np.square(right).sum())
-    if length:
+    if length and values.any():
         factor = float((values * right).sum()) / length
         N = len(labels)
         reason = " (a sum over the images instead of the mean)" if N > 1 and abs(factor - N) < 1e-3 * N else ""

@@ -8,15 +8,15 @@ the layer before returns and by what the layer's weights give of that. What cann
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mixer_common.comparison.arithmetic import layer_norm, linear, stem
+from mixer_common.comparison.arithmetic import gelu_forms, layer_norm, linear, stem
 from mixer_common.comparison.differences import relative_error
 from mixer_common.comparison.module_weights import ModuleWeights
-from mixer_common.config.model import Layer, layers
+from mixer_common.config.model import ImageSize, Layer, layers
 from mixer_common.interface import ModuleCall, ModuleRun
 
 # Chosen. Values that differ by less, relative to their largest, are those of one layer, in whatever precision.
@@ -67,6 +67,7 @@ class Matching:
     calls: Mapping[str, int]  # layer with weights: the number of its call in ModuleRun.calls
     inputs: Mapping[str, Place]  # the same layers: what they are given, but for the stem
     places: Mapping[str, Place]  # by activation name
+    order: tuple[str, ...]  # the names of all activations of such a Mixer
     stream: Mapping[str, str]  # a residual activation: the one before it in the residual stream, as it is computed
     sums: tuple[str, ...] = ()  # residual activations that no submodule is given; stream and branch are added
     lines: tuple[str, ...] = ()  # for people: one for each layer
@@ -76,10 +77,9 @@ class Matching:
         """The activations that were found, in network order."""
         found = {name: array for name, place in self.places.items() if (array := place.array(run)) is not None}
         for name in self.sums:
-            parts = [found.get(self.stream[name]), found.get(f"{name}.fc2")]
-            if parts[0] is not None and parts[1] is not None and parts[0].shape == parts[1].shape:
-                found[name] = parts[0] + parts[1]
-        return found
+            if (total := _sum_of(found.get(self.stream[name]), found.get(f"{name}.fc2"))) is not None:
+                found[name] = total
+        return {name: found[name] for name in self.order if name in found}
 
     def gradients(self, run: ModuleRun) -> dict[str, np.ndarray]:
         """The gradients of the activations, as far as they arrive.
@@ -121,7 +121,7 @@ def agreement(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> tup
 class _Matcher:
     def __init__(self, run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray):
         self.run, self.weights, self.pixels = run, weights, pixels
-        self.layers = {layer.name: layer for layer in layers(weights.config)}
+        self.layers: dict[str, Layer] = {layer.name: layer for layer in layers(weights.config)}
         self.calls: dict[str, int] = {}
         self.inputs: dict[str, Place] = {}
         self.places: dict[str, Place] = {}
@@ -132,8 +132,8 @@ class _Matcher:
 
     def match(self) -> Matching:
         self._find_calls()
-        for name in self.calls:
-            self._place_layer(self.layers[name])
+        self._count_patches()
+        self._place_layers()
         self._place_stream()
         self._place_between()
         for layer in self.layers.values():
@@ -141,11 +141,11 @@ class _Matcher:
                 self._seek_value(layer)
         self._check_stem()
         self._observe()
-        order = {name: self.places[name] for name in self.layers if name in self.places}
         return Matching(
             self.calls,
             self.inputs,
-            order,
+            {name: self.places[name] for name in self.layers if name in self.places},
+            tuple(self.layers),
             self.stream,
             tuple(self.sums),
             tuple(self._lines()),
@@ -177,24 +177,86 @@ class _Matcher:
                     )
         self.calls = dict(sorted(self.calls.items(), key=lambda item: item[1]))
 
-    def _place_layer(self, layer: Layer) -> None:
-        """Where a layer's input and output stand, and in which layouts."""
-        call = self.run.calls[self.calls[layer.name]]
-        given, returned = self._input_shape(layer), layer.activation
-        outputs = list(_layouts(call.output, returned, len(self.pixels)))
-        if layer.kind == "stem":
-            self._place_stem(layer, call)
+    def _count_patches(self) -> None:
+        """Takes the number of patches from what enters the blocks, where the weights tell another."""
+        config = self.weights.config
+        first = next((self.run.calls[number].input for name, number in self.calls.items() if name != "stem"), None)
+        patches = 0 if first is None else first.size // (len(self.pixels) * config.hidden_dim)
+        if first is None or first.ndim < 3 or patches in (0, config.num_patches):
             return
+        self.observations.append(
+            f"{patches} patches enter the blocks, and token mixing has weights for {config.num_patches}"
+            + (": as many as channels, so that it mixes these." if config.num_patches == config.hidden_dim else ".")
+        )
+        config = replace(config, image_size=ImageSize(config.patch_size, patches * config.patch_size))
+        self.layers = {layer.name: layer for layer in layers(config)}
+
+    def _place_layers(self) -> None:
+        """Where the input and the output of each called layer stand, in the order of the calls."""
+        stream: np.ndarray | None = None  # as a Mixer has it before the layer
+        before: np.ndarray | None = None  # what the layer before returned
+        for name in self.calls:
+            layer = self.layers[name]
+            if layer.kind == "stem":
+                self._place_stem(layer, self.run.calls[self.calls[name]])
+                stream = self.places[name].array(self.run)
+                continue
+            if layer.kind == "norm":
+                expected = stream
+            elif name.endswith("fc2"):
+                expected = None if before is None else gelu_forms(before.astype(np.float64))["exact"]
+            else:
+                expected = before if name.endswith("fc1") else None
+            self._place_layer(layer, expected)
+            if name.endswith("fc1"):
+                self._check_input(layer, before, stream)
+            before = self.places[name].array(self.run)
+            if name.endswith("fc2"):
+                stream = _sum_of(stream, before)
+
+    def _place_layer(self, layer: Layer, expected: np.ndarray | None) -> None:
+        """Where a layer's input and output stand, and in which layouts; expected: its input in a Mixer."""
+        number = self.calls[layer.name]
+        call = self.run.calls[number]
+        given, returned = self._input_shape(layer), layer.activation
         inputs = list(_layouts(call.input, given, len(self.pixels)))
+        outputs = list(_layouts(call.output, returned, len(self.pixels)))
         # A layer changes the size of one axis and leaves the others where they are.
         pairs = [(a, b) for a in inputs for b in outputs if a.swapped == b.swapped or len(returned) == 1]
         pairs = pairs or [(a, b) for a in inputs or [None] for b in outputs or [None]]
         if len(pairs) > 1:
-            pairs.sort(key=lambda pair: self._error(layer, call, pair, given))
+
+            def error(pair: tuple[Layout | None, Layout | None]) -> tuple[bool, float]:
+                a = pair[0]
+                x = None if a is None or call.input is None else a.canonical(call.input, given)
+                return not _distance(x, expected) < _SAME, self._error(layer, call, pair, given)
+
+            pairs.sort(key=error)
         a, b = pairs[0]
-        number = self.calls[layer.name]
         self.inputs[layer.name] = Place(number, "input", a, given)
         self.places[layer.name] = Place(number, "output", b, returned)
+        for layout, x, shape, verb in ((a, call.input, given, "is given"), (b, call.output, returned, "returns")):
+            if layout is None and x is not None:
+                self.observations.append(
+                    f"{layer.name} {verb} an array of {_sizes(x)}, where a Mixer has {' x '.join(map(str, shape))}."
+                )
+
+    def _check_input(self, layer: Layer, normalised: np.ndarray | None, stream: np.ndarray | None) -> None:
+        """What an MLP is given must be what its norm returned."""
+        given = self.inputs[layer.name].array(self.run)
+        norm = layer.name.replace("mixing.fc1", "norm")
+        if given is None or normalised is None or norm not in self.calls or _distance(given, normalised) < _SAME:
+            return
+        if _distance(given, stream) < _SAME:
+            self.observations.append(f"{layer.name} is given the residual stream: what {norm} returns is not used.")
+        elif _distance(given.swapaxes(1, 2) if given.ndim == 3 else None, normalised) < _SAME:
+            axes = ("channels", "patches") if layer.over_patches else ("patches", "channels")
+            self.observations.append(
+                f"{layer.name} mixes the {axes[0]}, where a Mixer mixes the {axes[1]}: patches and channels are not "
+                "swapped before it, or are where they should not be."
+            )
+        elif list(self.calls).index(norm) == list(self.calls).index(layer.name) - 1:
+            self.observations.append(f"{layer.name} is not given what {norm} returns.")
 
     def _place_stem(self, layer: Layer, call: ModuleCall) -> None:
         """The stem may give more or fewer patches than the blocks mix, where a class token is among them."""
@@ -242,17 +304,8 @@ class _Matcher:
 
     def _sum(self, residual: str) -> np.ndarray | None:
         """The stream before the last branch, and the branch."""
-        parts = [
-            place.array(self.run)
-            for name in (self.stream[residual], f"{residual}.fc2")
-            if (place := self.inputs_of_stream(name)) is not None
-        ]
-        if len(parts) < 2 or parts[0] is None or parts[1] is None or parts[0].shape != parts[1].shape:
-            return None
-        return parts[0] + parts[1]
-
-    def inputs_of_stream(self, name: str) -> Place | None:
-        return self.places.get(name)
+        places = [self.places.get(name) for name in (self.stream[residual], f"{residual}.fc2")]
+        return _sum_of(*(None if place is None else place.array(self.run) for place in places))
 
     def _place_between(self) -> None:
         """What stands between the layers that have weights, and in the place of a norm that is not called."""
@@ -421,7 +474,10 @@ class _Matcher:
             return _distance(self.expected(layer, x), y)
         # A weight that was loaded transposed still acts on its axis.
         orientations = [weight, weight.T] if weight.shape[0] == weight.shape[1] else [weight]
-        return min(_distance(linear(x, each, bias, layer.over_patches), y) for each in orientations)
+        try:
+            return min(_distance(linear(x, each, bias, layer.over_patches), y) for each in orientations)
+        except ValueError:  # weights for another number of patches
+            return math.inf
 
 
 def _layouts(x: np.ndarray | None, shape: tuple[int, ...], count: int) -> Iterator[Layout]:
@@ -446,6 +502,11 @@ def _layouts(x: np.ndarray | None, shape: tuple[int, ...], count: int) -> Iterat
             yield Layout("N,C,h,w", True)
         if c == Q and a * b == P:
             yield Layout("N,h,w,C", False)
+
+
+def _sum_of(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    """The sum; None where an array is missing or their shapes differ."""
+    return None if a is None or b is None or a.shape != b.shape else a + b
 
 
 def _distance(value: np.ndarray | None, reference: np.ndarray | None) -> float:

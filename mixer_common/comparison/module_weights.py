@@ -51,7 +51,7 @@ def recognise_module(
     names: Mapping[str, Source] | None = None,
     **details: Any,
 ) -> tuple[list[ModuleWeights], UserError | None]:
-    """The Mixer in a module's own arrays: every mapping that fits, and the error that says so where there are several.
+    """The Mixer in a module's own arrays: every mapping that fits, and an error where the arrays favour none.
 
     pixels: the scale that the module takes; None: pixels of 0 to 1 where the module holds a mean and a deviation of
     its own, else those of this project. names, details: see weights.recognition.recognise_weights.
@@ -62,7 +62,7 @@ def recognise_module(
     weights = {name: array for name, array in arrays.items() if name not in names_of_scale}
     if not names:
         with contextlib.suppress(UserError):
-            return [_with_scale(_by_table(weights, origin, details), takes, folded)], None
+            return [_with_scale(each, takes, folded) for each in _by_table(weights, origin, details)], None
     structures, observations, ambiguous = _structures(weights, origin, names or {}, details)
     found = [_of_structure(weights, structure, origin, details, observations) for structure in structures]
     return [_with_scale(each, takes, folded) for each in found], ambiguous
@@ -86,13 +86,15 @@ def _scales(arrays: Arrays, stated: PixelScale | None, origin: str) -> tuple[Pix
     return takes, seen, names
 
 
-def _by_table(arrays: Arrays, origin: str, details: dict[str, Any]) -> ModuleWeights:
-    """The mapping of a format whose names the arrays have. Raises UserError where they do not fit it."""
+def _by_table(arrays: Arrays, origin: str, details: dict[str, Any]) -> list[ModuleWeights]:
+    """The mapping of a format whose names the arrays have, for each block that fits. Raises UserError where they do not
+    fit it."""
     sets = find_weights(list(arrays))
     if not sets:
         raise UserError(f"{origin} has names that no table knows.")
     (format, table, prefix, num_blocks, _), _ = choose_weights(sets, None, origin)
     found = recognise_weights(arrays, origin, **details)
+    others = [recognise_weights(arrays, origin, **details, block="tutorial")] if "block" in found.assumed else []
     names = {name: prefix + table.file_name(name, num_blocks) for name in found.arrays}
     shapes = weight_shapes(found.config)
 
@@ -107,9 +109,12 @@ def _by_table(arrays: Arrays, origin: str, details: dict[str, Any]) -> ModuleWei
             if own_name in own
         }
 
-    return ModuleWeights(
-        found.config, to_canonical(arrays), names, to_module, to_canonical, OWN_SCALE, dict.fromkeys(names, format)
-    )
+    layouts = dict.fromkeys(names, format)
+    canonical = to_canonical(arrays)
+    return [
+        ModuleWeights(each.config, canonical, names, to_module, to_canonical, OWN_SCALE, layouts)
+        for each in (found, *others)
+    ]
 
 
 def _structures(
@@ -120,7 +125,10 @@ def _structures(
     for kept, observations in _attempts(arrays):
         shapes = {name: tuple(array.shape) for name, array in kept.items()}
         try:
-            return [recognise_structure(shapes, origin, details.get("block"), names)], observations, None
+            found = [recognise_structure(shapes, origin, details.get("block"), names)]
+            if not found[0].block_is_told:  # as many patches as channels
+                found.append(recognise_structure(shapes, origin, "tutorial", names))
+            return found, observations, None
         except AmbiguousStructure as error:
             return error.structures, observations, error
         except NoStructure:

@@ -22,7 +22,6 @@ from mixer_common.errors import UserError
 from mixer_common.interface import Framework, ModuleError, ModuleReplacements, ModuleRun, OpenedModule
 from mixer_common.plan.epoch import PIXEL_SCALE
 from mixer_common.plan.random import generator
-from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.patterns import Source
 from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale
 
@@ -37,7 +36,7 @@ class ModuleOptions:
 
     layout: PixelLayout | None = None  # of the pixels that it takes; None: nchw for torch, nhwc for jax
     pixels: PixelScale | None = None  # None: the module's own mean and deviation, else pixels of -1 to 1
-    weights: ModelWeights | None = None  # loaded into it; None: it keeps its own
+    weights: Arrays | None = None  # canonical, loaded into it; None: it keeps its own
     names: Mapping[str, Source] | None = None  # what the user states of its names; see weights.patterns.read_names
     details: Mapping[str, Any] = field(default_factory=dict)  # gelu, layer_norm_epsilon, block
 
@@ -55,7 +54,7 @@ class ModuleSubject:
         image_size: ImageSize | None = None,
     ):
         """name: as the user wrote it. device: gives the framework's device, prepared for a precision. image_size: that
-        of the other side, for a module that does not tell its own.
+        of the other side or of the given weights, since a module does not tell its own.
 
         Raises UserError where the module is no Mixer.
         """
@@ -66,13 +65,12 @@ class ModuleSubject:
         self._layout: PixelLayout = layout
         given = self._options.weights
         if not module.arrays():
-            size = given.config.image_size if given else image_size
-            if size is None:
+            if image_size is None:
                 raise UserError(
                     f"{name} returns {module.kind}, which holds no weights: return the module with its variables, "
                     "(module, variables), or state weights with --weights."
                 )
-            pixels = _in_layout(np.zeros((1, *size, 3), np.float32), layout)
+            pixels = _in_layout(np.zeros((1, *image_size, 3), np.float32), layout)
             self._call(lambda: module.initialised(pixels))
             if given is None:
                 self._notes.append("its weights are drawn by the module itself, with seed 0")
@@ -80,26 +78,25 @@ class ModuleSubject:
         found, ambiguous = recognise_module(
             module.arrays(), name, self._options.pixels, self._options.names, **self._options.details
         )
-        other_size = given.config.image_size if given else image_size
         self._weights = found[0]
-        self._image_size = self._chosen_size(other_size)
-        if ambiguous is not None:
+        self._image_size = self._chosen_size(image_size)
+        if len(found) > 1:
             self._weights = self._choose(found, ambiguous)
-            self._image_size = self._chosen_size(other_size)
+            self._image_size = self._chosen_size(image_size)
         if given is not None:
             self._load(given)
 
-    def _choose(self, found: Sequence[ModuleWeights], ambiguous: UserError) -> ModuleWeights:
-        """The one of several mappings by which the module's layers return what their weights give.
+    def _choose(self, found: Sequence[ModuleWeights], ambiguous: UserError | None) -> ModuleWeights:
+        """The one of several mappings by which the module's layers return what their weights give, else the first.
 
-        Raises the UserError where none of them is better than all others.
+        Raises the UserError, if there is one, where none of them is better than all others.
         """
         images = generator(0, 0, "noise").integers(0, 256, (2, *self._image_size, 3), np.uint8)
         pixels = bytes_to_pixels(images, self._image_size)
         device = self._device("float32")
         run = self._call(lambda: self._module.run(self._own_pixels(images, pixels, "float32"), "float32", device))
         scores = [agreement(run, weights, pixels) for weights in found]
-        if scores.count(max(scores)) > 1:
+        if ambiguous is not None and scores.count(max(scores)) > 1:
             raise ambiguous
         return found[scores.index(max(scores))]
 
@@ -220,31 +217,36 @@ class ModuleSubject:
                 "the module, --layout and the size of the images."
             ) from error
 
-    def _load(self, given: ModelWeights) -> None:
+    def _load(self, given: Arrays) -> None:
         """Loads given weights under the module's own names. Raises UserError where they do not fit."""
         wrong = [
             f"{name} has shape {self._weights.arrays[name].shape} in the module and {array.shape} in the weights"
-            for name, array in given.arrays.items()
+            for name, array in given.items()
             if name in self._weights.arrays and array.shape != self._weights.arrays[name].shape
         ]
-        wrong += [f"{name} is missing in the weights" for name in self._weights.arrays if name not in given.arrays]
-        extra = [name for name in given.arrays if name not in self._weights.arrays]
+        wrong += [f"{name} is missing in the weights" for name in self._weights.arrays if name not in given]
+        extra = [name for name in given if name not in self._weights.arrays]
         wrong += [f"the module has no {name}" for name in extra if not name.startswith("norm.")]
         if wrong:
             raise UserError(f"--weights do not fit {self._name}: {'; '.join(wrong[:6])}.")
-        arrays = {name: given.arrays[name] for name in self._weights.arrays}
+        arrays = {name: given[name] for name in self._weights.arrays}
         self._module = self._module.load(self._weights.to_module(arrays))
         self._weights = replace(self._weights, arrays=arrays)
 
     def _chosen_size(self, other: ImageSize | None) -> ImageSize:
-        """The size of the images that the module is given: the other side's where its patches are as many."""
+        """The size of the images that the module is given: the other side's, unless only its own can be computed."""
         config = self._weights.config
-        if other is not None and all(size % config.patch_size == 0 for size in other):
-            patches = (other[0] // config.patch_size) * (other[1] // config.patch_size)
-            # One more is a class token's.
-            if patches in (config.num_patches, config.num_patches - 1) or config.block == "tutorial":
-                return other
-        return config.image_size
+        if other is None or other == config.image_size or any(size % config.patch_size for size in other):
+            return config.image_size
+        patches = (other[0] // config.patch_size) * (other[1] // config.patch_size)
+        if patches == config.num_patches:
+            return other
+        device, own = self._device("float32"), _in_layout(np.zeros((1, *other, 3), np.float32), self._layout)
+        try:
+            self._module.run(own, "float32", device, replacements={})
+        except ModuleError:
+            return config.image_size
+        return other
 
     def _own_pixels(self, images: np.ndarray, pixels: np.ndarray, precision: str) -> np.ndarray:
         """The pixels as the module takes them, in its layout and scale."""

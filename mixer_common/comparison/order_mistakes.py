@@ -14,12 +14,17 @@ from mixer_common.config.model import Layer
 Candidates = Iterator[tuple[str, np.ndarray]]
 
 
-def order_mistakes(layer: Layer, model: Reference) -> Candidates:
-    """The activation of a layer with each usual mistake in the order of the layers before it."""
+def order_mistakes(layer: Layer, model: Reference, seen: Arrays) -> Candidates:
+    """The activation of a layer with each usual mistake in the order of the layers before it.
+
+    seen: the activations of the side whose values are to be explained.
+    """
+    block, _, name = layer.name.rpartition(".")
+    if layer.kind == "residual" and name == "channel_mixing":
+        yield from _repeated(int(block.split(".")[1]), model, seen)
     if layer.kind != "norm":
         return
     (stream,) = model.inputs(layer)
-    block, _, name = layer.name.rpartition(".")
     if block:
         own, other = "token_mixing", "channel_mixing"
         if name == "channel_norm":
@@ -28,6 +33,11 @@ def order_mistakes(layer: Layer, model: Reference) -> Candidates:
             yield (
                 "channel mixing before it: the order of the two mixers exchanged",
                 model.value(layer, stream + model.branch(f"{block}.{other}", stream)),
+            )
+            exchanged = model.value(model.layers[f"{block}.channel_norm"], stream)
+            yield (
+                "the two norms of the block exchanged",
+                model.value(layer, stream + model.branch(f"{block}.{own}", exchanged, norm=False)),
             )
         branch = model.branch(f"{block}.{own}", stream, norm=False)
         yield (
@@ -64,8 +74,6 @@ def _block_order_mistakes(layer: Layer, model: Reference, i: int) -> Candidates:
     for first in range(i):
         count = f"block {first}" if first == i - 1 else f"blocks {first} to {i - 1}"
         yield f"{count} left out", model.value(layer, model.stream(first))
-    if i:
-        yield f"block {i - 1} computed twice", model.value(layer, model.block(i - 1, model.stream(i)))
     orders = {
         "in the order of their names as text (10 before 2)": sorted(blocks, key=str),
         "from the last to the first": blocks[::-1],
@@ -77,12 +85,18 @@ def _block_order_mistakes(layer: Layer, model: Reference, i: int) -> Candidates:
         sequence = order[: order.index(i)] if i in blocks else order
         if sequence != blocks[:i]:
             yield f"the blocks {description}", model.value(layer, _through(sequence, model))
-    if layer.name == "norm" and i > 1:
-        for used in (0, i - 1):
-            stream = model.stream(0)
-            for block in blocks:
-                stream = model.block(block, stream, weights_of=used)
-            yield f"the weights of block {used} in every block", model.value(layer, stream)
+
+
+def _repeated(i: int, model: Reference, seen: Arrays) -> Candidates:
+    """What block i gives where it is computed several times."""
+    alone = not any(f"blocks.{other}.channel_mixing" in seen for other in range(model.config.num_blocks) if other != i)
+    stream = model.block(i, model.stream(i))
+    for count in range(2, model.config.num_blocks + 1):
+        stream = model.block(i, stream)
+        if alone and count == model.config.num_blocks:
+            yield f"block {i} in place of every block, {count} times", stream
+        else:
+            yield f"block {i} computed {count} times", stream
 
 
 def _through(sequence: list[int], model: Reference) -> np.ndarray:

@@ -45,6 +45,7 @@ class Origin:
     notes: tuple[str, ...] = ()  # for people: what was assumed, and how layers were matched
     processor: str = ""  # its model name
     run: Mapping[str, Any] = field(default_factory=dict)  # settings.run_settings of it, where it is a run
+    sums_declared: bool = True  # whether its sums are those of config.model.layers, which bounds are derived from
 
     @property
     def runs_in(self) -> str:
@@ -126,17 +127,22 @@ class RecordingSubject:
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
     ) -> Recording:
-        """The recording, whatever the precision; it tells its own.
+        """The recording.
 
-        Raises UserError where it was made on other inputs, holds no gradients, or would have to compute anew.
+        Raises UserError where it was made on other inputs or in another precision, holds no gradients, or would have to
+        compute anew.
         """
-        del precision
         recording, name = self.recording, self.recording.origin.name
         if inputs.sha256 != recording.inputs.sha256:
             raise UserError(
                 f"{name} was recorded on {recording.inputs.description} (SHA-256 {recording.inputs.sha256[:12]}), not "
                 f"on {inputs.description} (SHA-256 {inputs.sha256[:12]}): compare what was computed on the same images "
                 "and labels."
+            )
+        if precision != recording.origin.precision:
+            raise UserError(
+                f"{name} was recorded in {recording.origin.precision}, not in {precision}: record it again with "
+                f"--precision {precision}, or name the model itself on that side."
             )
         if replacements is not None:
             raise UserError(

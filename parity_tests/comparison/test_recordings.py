@@ -317,14 +317,14 @@ def test_a_recording_gives_what_was_recorded_and_nothing_else(tmp_path):
     side = open_recording(f"torch:{path}")
     assert isinstance(side, RecordingSubject)
     assert (side.config, side.framework) == (SMALL, "torch")
-    recording = side.record(INPUTS, "float32")
-    assert recording.origin.precision == "float64"
+    recording = side.record(INPUTS, "float64")
     assert recording.origin.name == f"torch:{path}"
-    assert recording.origin.model == "a recording of the/model, a small Mixer"
+    assert recording.origin.model == "a recording in float64 of the/model, a small Mixer"
     assert identical(recording.activations, subject().record(INPUTS, "float64").activations)
     others = Inputs(IMAGES[::-1], INPUTS.labels, "others")
     for arguments, message in (
         ((others, "float64"), "was recorded on 3 images of noise"),
+        ((INPUTS, "float32"), "was recorded in float64, not in float32"),
         ((INPUTS, "float64", True), "was recorded without gradients"),
         ((INPUTS, "float64", False, {}), "cannot go on from the activations of another model"),
     ):

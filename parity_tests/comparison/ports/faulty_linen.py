@@ -17,6 +17,36 @@ from mixer_common.config.model import ModelConfig
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 
 
+class Shred(nn.Module):
+    """A convolution whose stride is its kernel."""
+
+    features: int
+    patch: int
+    fault: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        P, dtype = self.patch, x.dtype
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (P, P, 3, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        filters = kernel.transpose(3, 2, 0, 1)  # O, I, H, W
+        match self.fault:
+            case "H,W,I,O read as O,I,H,W":
+                filters = kernel.reshape(filters.shape)
+            case "filters transposed":
+                filters = filters.swapaxes(2, 3)
+            case "colours last":
+                filters = filters.transpose(0, 2, 3, 1).reshape(filters.shape)
+            case "no bias":
+                bias = jnp.zeros_like(bias)
+            case "bfloat16":
+                x, filters, bias = (value.astype(jnp.bfloat16) for value in (x, filters, bias))
+            case fault if fault:
+                raise ValueError(fault)
+        y = jax.lax.conv_general_dilated(x, filters, (P, P), "VALID", dimension_numbers=("NHWC", "OIHW", "NHWC"))
+        return (y + bias).astype(dtype)
+
+
 class Gauge(nn.Module):
     """A norm over the last axis."""
 
@@ -242,9 +272,9 @@ class Port(nn.Module):
     faults: Mapping[str, str]
 
     def setup(self):
-        config, P = self.config, self.config.patch_size
+        config = self.config
         sizes = config.num_patches, config.hidden_dim, config.tokens_mlp_dim, config.channels_mlp_dim
-        self.shred = nn.Conv(config.hidden_dim, (P, P), (P, P), padding="VALID")
+        self.shred = Shred(config.hidden_dim, config.patch_size, self.faults.get("shred", ""))
         self.pile = [Stack(*sizes, self.faults, f"pile.{i}") for i in range(config.num_blocks)]
         self.last_gauge = Gauge(self.faults.get("last_gauge", ""))
         self.verdict = Dense(config.num_classes, self.faults.get("verdict", ""))
@@ -291,31 +321,16 @@ class Port(nn.Module):
 
     def embed(self, x: Array, fault: str) -> Array:
         """Tokens (B, S, C) of pixels."""
-        B, O, P = len(x), self.config.hidden_dim, self.config.patch_size
+        x = self.shred(x)
+        B, _, _, C = x.shape
         match fault:
             case "":
-                return self.shred(x).reshape(B, -1, O)
+                return x.reshape(B, -1, C)
             case "patches and channels":
-                return self.shred(x).transpose(0, 3, 1, 2).reshape(B, -1, O)
+                return x.transpose(0, 3, 1, 2).reshape(B, -1, C)
             case "columns first":
-                return self.shred(x).swapaxes(1, 2).reshape(B, -1, O)
-        weight, bias = self.shred.variables["params"]["kernel"], self.shred.variables["params"]["bias"]
-        filters = weight.transpose(3, 2, 0, 1)  # O, I, H, W
-        match fault:
-            case "H,W,I,O read as O,I,H,W":
-                filters = weight.reshape(filters.shape)
-            case "filters transposed":
-                filters = filters.swapaxes(2, 3)
-            case "colours last":
-                filters = filters.transpose(0, 2, 3, 1).reshape(filters.shape)
-            case "no bias":
-                bias = jnp.zeros_like(bias)
-            case "bfloat16":
-                x, filters, bias = (value.astype(jnp.bfloat16) for value in (x, filters, bias))
-            case _:
-                raise ValueError(fault)
-        y = jax.lax.conv_general_dilated(x, filters, (P, P), "VALID", dimension_numbers=("NHWC", "OIHW", "NHWC"))
-        return (y + bias).reshape(B, -1, O).astype(weight.dtype)
+                return x.swapaxes(1, 2).reshape(B, -1, C)
+        raise ValueError(fault)
 
     def finish(self, x: Array, fault: str) -> Array:
         """Logits of tokens (B, S, C)."""

@@ -14,6 +14,29 @@ from mixer_common.config.model import ModelConfig
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+class Shred(nn.Conv2d):
+    """A convolution whose stride is its kernel."""
+
+    fault = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, P = self.weight, self.bias, self.kernel_size[0]
+        match self.fault:
+            case "H,W,I,O read as O,I,H,W":
+                weight = weight.permute(2, 3, 1, 0).reshape(weight.shape)
+            case "filters transposed":
+                weight = weight.transpose(2, 3)
+            case "colours last":
+                weight = weight.permute(0, 2, 3, 1).reshape(weight.shape)
+            case "no bias":
+                bias = None
+            case "bfloat16":
+                return F.conv2d(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), P).to(x.dtype)
+            case fault if fault:
+                raise ValueError(fault)
+        return F.conv2d(x, weight, bias, P)
+
+
 class Gauge(nn.LayerNorm):
     """A norm over the last axis."""
 
@@ -223,11 +246,11 @@ class Port(nn.Module):
         super().__init__()
         S, C, P = config.num_patches, config.hidden_dim, config.patch_size
         tokens, width = config.tokens_mlp_dim, config.channels_mlp_dim
-        self.shred = nn.Conv2d(3, C, P, P)
+        self.shred = Shred(3, C, P, P)
         self.pile = nn.ModuleList(Stack(S, C, tokens, width) for _ in range(config.num_blocks))
         self.last_gauge = Gauge(C)
         self.verdict = Dense(C, config.num_classes)
-        self.grid, self.faults = config.grid, dict(faults or {})
+        self.faults = dict(faults or {})
         if self.faults.get("tail") == "class token":
             self.extra_token = nn.Parameter(torch.linspace(-1, 1, C)[None, None])
         for path, fault in self.faults.items():
@@ -275,30 +298,15 @@ class Port(nn.Module):
 
     def embed(self, x: Tensor, fault: str) -> Tensor:
         """Tokens (B, S, C) of pixels."""
-        conv, (rows, columns) = self.shred, self.grid
-        weight, bias, P = conv.weight, conv.bias, conv.kernel_size[0]
-        O, I, _, _ = weight.shape
+        x = self.shred(x)
         match fault:
             case "":
-                return conv(x).flatten(2).transpose(1, 2)
+                return x.flatten(2).transpose(1, 2)
             case "patches and channels":
-                x = conv(x)
-                return x.reshape(len(x), -1, O)
+                return x.reshape(len(x), -1, x.shape[1])
             case "columns first":
-                return conv(x).transpose(2, 3).flatten(2).transpose(1, 2)
-            case "H,W,I,O read as O,I,H,W":
-                other = weight.permute(2, 3, 1, 0).reshape(weight.shape)
-            case "filters transposed":
-                other = weight.transpose(2, 3)
-            case "colours last":
-                other = weight.permute(0, 2, 3, 1).reshape(O, I, P, P)
-            case "no bias":
-                other, bias = weight, None
-            case "bfloat16":
-                return conv.bfloat16()(x.bfloat16()).flatten(2).transpose(1, 2).to(x.dtype)
-            case _:
-                raise ValueError(fault)
-        return F.conv2d(x, other, bias, P).flatten(2).transpose(1, 2)
+                return x.transpose(2, 3).flatten(2).transpose(1, 2)
+        raise ValueError(fault)
 
     def finish(self, x: Tensor, fault: str) -> Tensor:
         """Logits of tokens (B, S, C)."""
