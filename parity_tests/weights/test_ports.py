@@ -3,11 +3,15 @@
 import json
 from dataclasses import replace
 
+import flax.serialization
+import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 import torch
 from helpers import SMALL, identical, random_weights
 from torch import Tensor, nn
+from weights.authors_flax import MlpMixer, first_parameters
 
 import mixer_jax
 import mixer_jax.model
@@ -268,6 +272,30 @@ def test_the_tutorial_s_names_tell_its_block():
     weights = recognise_weights(state, "here")
     assert weights.config == config
     assert "block" not in weights.assumed
+
+
+@pytest.mark.parametrize("format", ["npz", "msgpack"])
+def test_the_authors_model_loads_what_is_exported_and_computes_the_same(tmp_path, format, precision):
+    config = replace(SMALL, gelu="tanh", layer_norm_epsilon=1e-6, init="flax")
+    arrays = {name: array.astype(precision) for name, array in random_weights(config).items()}
+    path = tmp_path / f"out.{format}"
+    save_weights(path, ModelWeights(config, arrays, "canonical"), format)
+    parameters = first_parameters(config)
+    if format == "msgpack":
+        parameters = flax.serialization.from_bytes(parameters, path.read_bytes())
+    else:
+        parameters = flax.traverse_util.unflatten_dict(dict(np.load(path)), sep="/")
+    shapes = [jax.tree.map(np.shape, each) for each in (parameters, first_parameters(config))]
+    assert shapes[0] == shapes[1]
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, *config.image_size, 3)).astype(precision)
+    theirs = np.asarray(MlpMixer(config).apply({"params": parameters}, pixels))
+    in_torch = mixer_torch.model.build_model(config, arrays)(torch.from_numpy(pixels)).detach().numpy()
+    in_jax = np.asarray(mixer_jax.model.build_model(config, arrays)(pixels))
+    bound = 1e-5 if precision == "float32" else 1e-13
+    assert relative_error(in_torch, theirs) < bound
+    assert relative_error(in_jax, theirs) < bound
+    (tmp_path / "theirs").write_bytes(flax.serialization.to_bytes(parameters))
+    assert identical(load_weights(tmp_path / "theirs").arrays, arrays)
 
 
 @pytest.mark.slow
