@@ -14,6 +14,11 @@ SAFETY = 8
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
 
 
+def lower_precision(*precisions: str) -> str:
+    """The one of the precisions that rounds most."""
+    return max(precisions, key=UNIT_ROUNDOFF.__getitem__)
+
+
 def forward_bounds(config: ModelConfig, precision: str) -> dict[str, float]:
     """The largest relative error of each activation that rounding explains between two forward passes.
 

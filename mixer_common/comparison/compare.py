@@ -5,18 +5,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from mixer_common.comparison.bounds import (
-    UNIT_ROUNDOFF,
     activation_gradient_bounds,
     forward_bounds,
     gradient_bound,
     gradient_scales,
+    lower_precision,
 )
 from mixer_common.comparison.diagnosis import describe_weights, likely_cause, likely_gradient_cause
 from mixer_common.comparison.differences import LayerDifference, layer_differences
 from mixer_common.comparison.isolate import Isolation
+from mixer_common.comparison.judge import JudgeErrors, l2_error
 from mixer_common.comparison.logits import LogitAgreement, logit_agreement
+from mixer_common.comparison.precisions import LayerEffect
 from mixer_common.comparison.recording import Origin, Recording
-from mixer_common.comparison.stream import stream_activations
+from mixer_common.comparison.settings import SettingDifference, differing_settings
+from mixer_common.comparison.stream import stream_activations, with_means_of
 from mixer_common.errors import UserError
 
 
@@ -36,11 +39,13 @@ class Comparison:
     logits: LogitAgreement | None = None  # None where the sides have other numbers of classes
     observations: tuple[str, ...] = field(default=())  # for people: what a module did, with its side
     isolation: Isolation | None = None  # None where not asked for
+    settings: tuple[SettingDifference, ...] = ()  # what the two sides do not share beside their numbers
+    bfloat16: tuple[LayerEffect, ...] = ()  # of A's layers, in network order; empty where not asked for
 
     @property
     def precision(self) -> str:
         """The lower of the two precisions, whose rounding the bounds allow."""
-        return max(self.a.precision, self.b.precision, key=UNIT_ROUNDOFF.__getitem__)
+        return lower_precision(self.a.precision, self.b.precision)
 
     @property
     def in_order(self) -> Iterator[LayerDifference]:
@@ -70,6 +75,14 @@ class Comparison:
         return self.first_past_bound is None and not (self.isolation and self.isolation.faults)
 
     @property
+    def furthest_from_judge(self) -> LayerDifference | None:
+        """The layer where B's error is the largest multiple of A's; None where there is no judge."""
+        compared = [
+            (difference.to_judge.factor, i) for i, difference in enumerate(self.activations) if difference.to_judge
+        ]
+        return self.activations[max(compared)[1]] if compared else None
+
+    @property
     def without_effect(self) -> LayerDifference | None:
         """The layer whose tokens' means differ most, if by more than its bound: a difference that reaches no logit."""
         past = [difference for difference in self.activations if difference.mean_past_bound]
@@ -87,11 +100,12 @@ class Comparison:
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
-def compare(a: Recording, b: Recording, tolerance: float | None = None) -> Comparison:
+def compare(a: Recording, b: Recording, tolerance: float | None = None, judge: Recording | None = None) -> Comparison:
     """Compares what two models computed on the same images, layer by layer.
 
     tolerance: the bound of every layer; None: what rounding explains in each, in the lower of the two precisions.
-    Raises UserError where the recordings are of different images.
+    judge: A, the reference, in float64; it measures both sides, and decides where a side's sums are not declared and no
+    tolerance is given. Raises UserError where the recordings are of different images.
     """
     if a.inputs.sha256 != b.inputs.sha256:
         raise UserError(
@@ -104,11 +118,12 @@ def compare(a: Recording, b: Recording, tolerance: float | None = None) -> Compa
         b.origin,
         a.inputs.description,
         describe_weights(a, b),
-        _activations(a, b, tolerance),
+        _activations(a, b, tolerance, judge),
         _gradients(a, b, tolerance),
         tolerance,
         activation_gradients=_activation_gradients(a, b, tolerance),
-        logits=logit_agreement(a.activations["head"], b.activations["head"]),
+        logits=logit_agreement(a.activations.get("head"), b.activations.get("head")),
+        settings=differing_settings(a, b),
         observations=tuple(
             f"{side}: {observation}"
             for side, recording in (("A", a), ("B", b))
@@ -119,22 +134,41 @@ def compare(a: Recording, b: Recording, tolerance: float | None = None) -> Compa
     return replace(comparison, cause=_cause(comparison, first, a, b)) if first else comparison
 
 
-def _activations(a: Recording, b: Recording, tolerance: float | None) -> tuple[LayerDifference, ...]:
-    precision = _lower_precision(a, b)
+def _activations(
+    a: Recording, b: Recording, tolerance: float | None, judge: Recording | None
+) -> tuple[LayerDifference, ...]:
+    precision = lower_precision(a.origin.precision, b.origin.precision)
     bounds = forward_bounds(a.config, precision)
-    return layer_differences(
+    differences = layer_differences(
         b.activations,
         a.activations,
         bounds if tolerance is None else dict.fromkeys(bounds, tolerance),
         without_means=stream_activations(a.config),
         ulp_dtype=_ulp_dtype(precision),
     )
+    if judge is None:
+        return differences
+    decides = tolerance is None and not (a.origin.sums_declared and b.origin.sums_declared)
+    return tuple(
+        replace(difference, to_judge=_judge_errors(difference.name, a, b, judge), judge_decides=decides)
+        if not difference.note and difference.name in judge.activations
+        else difference
+        for difference in differences
+    )
+
+
+def _judge_errors(name: str, a: Recording, b: Recording, judge: Recording) -> JudgeErrors:
+    right = judge.activations[name]
+    arrays = [recording.activations[name] for recording in (a, b)]
+    if name in stream_activations(a.config):
+        arrays = [with_means_of(array, right) for array in arrays]
+    return JudgeErrors(*(l2_error(array, right) for array in arrays))
 
 
 def _activation_gradients(a: Recording, b: Recording, tolerance: float | None) -> tuple[LayerDifference, ...]:
     if a.activation_gradients is None or b.activation_gradients is None:
         return ()
-    precision = _lower_precision(a, b)
+    precision = lower_precision(a.origin.precision, b.origin.precision)
     bounds = activation_gradient_bounds(a.config, precision)
     values, references = (
         dict(reversed(list(arrays.items()))) for arrays in (b.activation_gradients, a.activation_gradients)
@@ -150,7 +184,7 @@ def _activation_gradients(a: Recording, b: Recording, tolerance: float | None) -
 def _gradients(a: Recording, b: Recording, tolerance: float | None) -> tuple[LayerDifference, ...]:
     if a.gradients is None or b.gradients is None:
         return ()
-    precision = _lower_precision(a, b)
+    precision = lower_precision(a.origin.precision, b.origin.precision)
     bound = gradient_bound(a.config, precision, len(a.inputs.images)) if tolerance is None else tolerance
     return layer_differences(b.gradients, a.gradients, dict.fromkeys(a.gradients, bound), gradient_scales(a.gradients))
 
@@ -172,10 +206,6 @@ def _cause(comparison: Comparison, first: LayerDifference, a: Recording, b: Reco
         "Every activation agrees, so the way back differs: a derivative rule, "
         "the loss, or the precision of a sum over images and patches."
     )
-
-
-def _lower_precision(a: Recording, b: Recording) -> str:
-    return max(a.origin.precision, b.origin.precision, key=UNIT_ROUNDOFF.__getitem__)
 
 
 def _ulp_dtype(precision: str) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixer_common.comparison.judge import FACTOR, JudgeErrors, l2_error
 from mixer_common.comparison.stream import with_means_of
 from mixer_common.comparison.ulp import lower_dtype, ulp_distances
 
@@ -34,10 +35,14 @@ class LayerDifference:
     largest: LargestDifference | None = None  # None where the arrays are equal or cannot be subtracted
     mean_error: float | None = None  # what was taken out: the largest difference of a token's mean, in max_error's unit
     not_finite: tuple[str, ...] = ()  # "NaN in A", "infinity in B"
+    to_judge: JudgeErrors | None = None  # None where there is no judge
+    judge_decides: bool = False  # whether the judge's factor stands in for the bound, which nobody could derive
 
     @property
     def past_bound(self) -> bool:
-        """Whether max_error is larger than its bound; NaN is."""
+        """Whether max_error is larger than its bound, or the judge does not let it pass; NaN is."""
+        if self.judge_decides and self.to_judge:
+            return not self.to_judge.passes
         return not self.max_error <= self.bound
 
     @property
@@ -47,7 +52,9 @@ class LayerDifference:
 
     @property
     def ratio(self) -> float:
-        """max_error as a multiple of its bound."""
+        """max_error as a multiple of its bound, or the judge's factor as a multiple of the one that passes."""
+        if self.judge_decides and self.to_judge:
+            return self.to_judge.factor / FACTOR
         return self.max_error / self.bound if self.bound else math.inf if self.max_error else 0.0
 
 
@@ -124,14 +131,14 @@ def _difference(
             mean_error = relative_error(value.mean(-1), reference.mean(-1), float(np.abs(reference).max()))
             value = with_means_of(value, reference)
         difference = np.abs(value - reference)
-        length, distance = np.linalg.norm(reference), np.linalg.norm(difference)
-        lengths = length * np.linalg.norm(value)
+        lengths = float(np.linalg.norm(reference) * np.linalg.norm(value))
+        distance = difference.any()
         index = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
         ulps = None if not_finite else ulp_distances(value, reference, ulp_dtype).reshape(-1)
         return LayerDifference(
             name,
             relative_error(value, reference, scale),
-            float(distance / length) if length else math.inf if distance else 0.0,
+            l2_error(value, reference),
             bound,
             cosine=float(np.vdot(value, reference) / lengths) if lengths else 0.0 if distance else 1.0,
             ulp_median=None if ulps is None else int(np.partition(ulps, ulps.size // 2)[ulps.size // 2]),

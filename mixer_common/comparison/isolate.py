@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mixer_common.comparison.bounds import UNIT_ROUNDOFF, layer_bounds
+from mixer_common.comparison.bounds import layer_bounds, lower_precision
 from mixer_common.comparison.diagnosis import likely_cause
 from mixer_common.comparison.differences import LayerDifference, layer_differences
 from mixer_common.comparison.recording import Recording, Subject
@@ -37,7 +37,7 @@ def isolate(a: Recording, b: Recording, subject: Subject, tolerance: float | Non
         if name in b.activations and b.activations[name].shape == array.shape
     }
     isolated = subject.record(b.inputs, b.origin.precision, replacements=fitting).activations
-    precision = max(a.origin.precision, b.origin.precision, key=UNIT_ROUNDOFF.__getitem__)
+    precision = lower_precision(a.origin.precision, b.origin.precision)
     bounds = layer_bounds(a.config, precision, a.origin.precision != b.origin.precision)
     differences = layer_differences(
         isolated,

@@ -21,9 +21,9 @@ class LogitAgreement:
         return f"{sentence}, the five highest for {self.top5}" if self.top5 is not None else sentence
 
 
-def logit_agreement(a: np.ndarray, b: np.ndarray) -> LogitAgreement | None:
-    """The agreement of logits (N, num_classes); None where their shapes differ. Of equal logits the first counts."""
-    if a.shape != b.shape or a.ndim != 2:
+def logit_agreement(a: np.ndarray | None, b: np.ndarray | None) -> LogitAgreement | None:
+    """The agreement of logits (N, num_classes), of equals the first counts; None where a side has none or others."""
+    if a is None or b is None or a.shape != b.shape:
         return None
     first, second = (np.argsort(-logits, axis=1, kind="stable") for logits in (a, b))
     top5 = None

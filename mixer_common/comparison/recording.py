@@ -45,6 +45,7 @@ class Origin:
     notes: tuple[str, ...] = ()  # for people: what was assumed, and how layers were matched
     processor: str = ""  # its model name
     run: Mapping[str, Any] = field(default_factory=dict)  # settings.run_settings of it, where it is a run
+    sums_declared: bool = True  # whether its sums are those of config.model.layers, which bounds are derived from
 
     @property
     def runs_in(self) -> str:

@@ -347,7 +347,7 @@ def _inputs(path: Path, metadata: Any, arrays: Arrays) -> Inputs:
     """The images and labels. Raises UserError where they are not those whose hash the metadata holds."""
     if set(arrays) != {"images", "labels"}:
         raise _changed(path, "it does not hold its images and labels")
-    images, labels = arrays["images"], arrays["labels"]
+    images, labels = (arrays[name].copy() for name in ("images", "labels"))  # PyTorch takes no views that are read-only
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise _changed(path, f"its images have shape {images.shape} and its labels {labels.shape}")
     if not isinstance(metadata, dict) or not all(

@@ -1,6 +1,6 @@
 """The input of a comparison: models opened by their paths, and the images that both compute."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from mixer_common.comparison.factories import call_factory, is_factory
 from mixer_common.comparison.modules import ModuleOptions, ModuleSubject, PixelLayout
-from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, Subject
+from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, RecordingSubject, Subject
 from mixer_common.comparison.recording_files import Progress, no_progress, open_recording, record_to_file
 from mixer_common.comparison.settings import run_settings
 from mixer_common.config.model import ImageSize, ModelConfig
@@ -71,6 +71,11 @@ class WeightsSubject:
     @property
     def framework(self) -> str:
         return self._framework.name
+
+    @property
+    def trained_in(self) -> str | None:
+        """The precision of its training, where it is a run."""
+        return self._model.run.get("precision")
 
     def with_weights(self, arrays: Arrays) -> "WeightsSubject":
         """The same model with other canonical weights."""
@@ -134,7 +139,7 @@ def open_side(
     options: SideOptions | None = None,
     image_size: ImageSize | None = None,
 ) -> Subject:
-    """One side of a comparison: a run or weights as open_model takes them, a recording, or somebody's module.
+    """One side of a comparison: a run or weights as open_model takes them, somebody's module, or a recording.
 
     A module is written jax:FILE.py:FUNCTION or torch:PACKAGE.MODULE:FUNCTION; the function is called, so that the
     user's own code runs. default_framework computes weights whose text names none. device: auto, cpu or gpu.
@@ -143,7 +148,7 @@ def open_side(
     options = options or SideOptions()
     if _is_module(text):
         return _open_module(text, device, options, image_size)
-    if (recording := open_recording(text)) is not None:
+    if recording := open_recording(text):
         return recording
     model = open_model(text, default_framework, options)
     framework = load_framework(model.framework)
@@ -179,9 +184,7 @@ def _open_module(text: str, device: str, options: SideOptions, image_size: Image
         }
         raise UserError(f"{text} returned {_described(model)}, but must return {expected[name]}.")
     weights = load_weights(options.weights, pixels=options.pixels) if options.weights else None
-    arrays = weights.arrays if weights else None
-    image_size = image_size or (weights.config.image_size if weights else None)
-    given = ModuleOptions(options.layout, options.pixels, arrays, options.names, options.details)
+    given = ModuleOptions(options.layout, options.pixels, weights, options.names, options.details)
     return ModuleSubject(text, module, framework, partial(framework.prepare, device), given, image_size)
 
 
@@ -218,6 +221,11 @@ def open_model(text: str, default_framework: str, options: SideOptions | None = 
     description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
     losses = read_losses(path) if (path / "step_losses.npy").exists() else None
     return OpenedModel(text, description, framework or state.last_framework, weights, losses, run_settings(path, state))
+
+
+def recorded_inputs(subjects: Sequence[Subject]) -> Inputs | None:
+    """The inputs of the first side that is a recording, which the others must compute, too; None where none is."""
+    return next((side.recording.inputs for side in subjects if isinstance(side, RecordingSubject)), None)
 
 
 def images_to_compare(dataset: Dataset, count: int) -> Inputs:
