@@ -184,7 +184,9 @@ def _open_module(text: str, device: str, options: SideOptions, image_size: Image
         }
         raise UserError(f"{text} returned {_described(model)}, but must return {expected[name]}.")
     weights = load_weights(options.weights, pixels=options.pixels) if options.weights else None
-    given = ModuleOptions(options.layout, options.pixels, weights, options.names, options.details)
+    arrays = weights.arrays if weights else None
+    image_size = image_size or (weights.config.image_size if weights else None)
+    given = ModuleOptions(options.layout, options.pixels, arrays, options.names, options.details)
     return ModuleSubject(text, module, framework, partial(framework.prepare, device), given, image_size)
 
 
