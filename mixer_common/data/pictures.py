@@ -100,8 +100,8 @@ def _with_8_bits(path: Path, picture: "Image") -> "Image":
         grey = values // 256
     else:
         raise UserError(
-            f"{path} holds grey values from {low:g} to {high:g}, whose scale is not known: save it with 8 bits, or with "
-            "real numbers from 0 to 1."
+            f"{path} holds grey values from {low:g} to {high:g}, whose scale is not known: save it with 8 bits, or "
+            "with real numbers from 0 to 1."
         )
     grey = grey.astype(np.uint8)
     if _tag(picture, _WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]:

@@ -5,23 +5,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from flax import linen, nnx
-from helpers import SMALL, identical, model_weights, random_weights
+from helpers import SMALL, model_weights, random_weights
 from torch import nn
 
-import mixer_jax
-import mixer_torch
 from mixer_common.comparison.compare import compare
 from mixer_common.comparison.modules import ModuleOptions, ModuleSubject
-from mixer_common.comparison.recording import Inputs, Recording, Subject
+from mixer_common.comparison.recording import Inputs, Subject
 from mixer_common.comparison.sides import OpenedModel, SideOptions, WeightsSubject, open_side
 from mixer_common.config.model import ModelConfig, activation_names
-from mixer_common.errors import UserError
 from mixer_common.interface import load_framework
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import save_weights
@@ -29,9 +22,6 @@ from mixer_common.weights.files import save_weights
 PORTS = Path(__file__).parent / "ports"
 sys.path.insert(0, str(PORTS))
 
-import linen_port  # noqa: E402
-import nnx_port  # noqa: E402
-import torch_port  # noqa: E402
 
 LIVE = {
     "torch": f"torch:{PORTS / 'torch_port.py'}:build",
