@@ -151,7 +151,9 @@ class ModuleSubject:
             found = self._weights.to_canonical(way_back.gradients or {})
             activation_gradients = matching.gradients(way_back)
             observations += _missing_gradients(list(matching.gradient_places), activation_gradients)
-        if replacements is not None:
+        if replacements is None:
+            activations = _with_returned_logits(activations, run, activations.get("head"))
+        else:
             activations = self._isolated(matching, run, replacements, own_pixels, precision, device)
         return Recording(
             config,
@@ -192,7 +194,8 @@ class ModuleSubject:
             parts = (activations.get(name), start, replacements.get(before))
             if all(part is not None and part.shape == parts[0].shape for part in parts):  # type: ignore[union-attr]
                 increments[name] = parts[0] - parts[1] + parts[2]  # type: ignore[operator]
-        return activations | increments
+        logits = replacements.get("head", activations.get("head"))
+        return _with_returned_logits(activations | increments, isolated, logits)
 
     def _stream_start(self, matching: Matching, run: ModuleRun) -> np.ndarray | None:
         """What enters the first block."""
@@ -321,6 +324,16 @@ class ModuleSubject:
             if relative_error(output, value) < 1e-3:
                 return [f"The module returns not the logits of its head but {title}."]
         return ["The module returns other numbers than its head."]
+
+
+def _with_returned_logits(
+    activations: dict[str, np.ndarray], run: ModuleRun, logits: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The activations with what the module returns as its logits, where it changes the logits that its head gave."""
+    returned = run.calls[-1].output
+    if logits is None or returned is None or returned.shape != logits.shape or relative_error(returned, logits) < 1e-6:
+        return activations
+    return activations | {"head": returned}
 
 
 def _layers_of(subject: ModuleSubject) -> list[str]:
