@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from types import MethodType
 
-<<<<<<< HEAD
 import jax
 import numpy as np
 import pytest
@@ -14,29 +13,22 @@ import torch
 import torch.nn.functional as F
 from comparison.ports import linen_port, nnx_port, torch_port
 from flax import nnx
-=======
-import numpy as np
-import pytest
->>>>>>> main
 from helpers import SMALL, model_weights, random_weights
 from torch import nn
 
+import mixer_jax
+import mixer_torch
 from mixer_common.comparison.compare import compare
 from mixer_common.comparison.modules import ModuleOptions, ModuleSubject
-from mixer_common.comparison.recording import Inputs, Subject
+from mixer_common.comparison.recording import Inputs, Recording, Subject
 from mixer_common.comparison.sides import OpenedModel, SideOptions, WeightsSubject, open_side
 from mixer_common.config.model import ModelConfig, activation_names
+from mixer_common.errors import UserError
 from mixer_common.interface import load_framework
 from mixer_common.weights.files import save_weights
 from mixer_common.weights.pixels import PIXEL_SCALES
 
 PORTS = Path(__file__).parent / "ports"
-<<<<<<< HEAD
-=======
-sys.path.insert(0, str(PORTS))
-
-
->>>>>>> main
 LIVE = {
     "torch": f"torch:{PORTS / 'torch_port.py'}:build",
     "linen": f"jax:{PORTS / 'linen_port.py'}:build",
