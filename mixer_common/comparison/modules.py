@@ -331,7 +331,9 @@ def _with_returned_logits(
 ) -> dict[str, np.ndarray]:
     """The activations with what the module returns as its logits, where it changes the logits that its head gave."""
     returned = run.calls[-1].output
-    if logits is None or returned is None or returned.shape != logits.shape or relative_error(returned, logits) < 1e-6:
+    if returned is None or (logits is not None and returned.shape != logits.shape):
+        return activations
+    if logits is not None and relative_error(returned, logits) < 1e-6:
         return activations
     return activations | {"head": returned}
 
