@@ -144,7 +144,7 @@ def compare_stored(arguments: Arguments) -> int:
     comparison = compare_checkpoints(open_arrays(arguments.a), open_arrays(arguments.b), arguments.tolerance)
     print_checkpoints(comparison)
     if arguments.json:
-        write_json(comparison.to_json(), arguments.json)
+        write_json(comparison.figures(), arguments.json)
         print(f"Figures    {arguments.json}")
     return 0 if comparison.agrees else 1
 
