@@ -10,6 +10,7 @@ import numpy as np
 from mixer_common.comparison.differences import LayerDifference, layer_differences
 from mixer_common.comparison.recording_files import is_recording, load_recording
 from mixer_common.comparison.settings import SettingDifference, differing_runs, run_settings
+from mixer_common.comparison.stream import drifting_weights
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import model_name
 from mixer_common.runs import checkpoint
@@ -39,6 +40,7 @@ class ArrayDifference:
     difference: LayerDifference
     equal: bool  # to the bit: the same dtype, shape and bytes
     past_bound: bool  # whether it differs by more than the tolerance; where there is none, whether it differs at all
+    reaches_no_logit: bool = False  # whether it is of a bias that every later LayerNorm takes away: rounding moves it
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class CheckpointComparison:
                     "group": array.group,
                     "equal": array.equal,
                     "past_bound": array.past_bound,
+                    "reaches_no_logit": array.reaches_no_logit,
                     **asdict(array.difference),
                 }
                 for array in self.arrays
@@ -89,6 +92,7 @@ class CheckpointComparison:
 def compare_checkpoints(a: StoredArrays, b: StoredArrays, tolerance: float | None = None) -> CheckpointComparison:
     """Compares all arrays of two sides. tolerance: the largest relative error of any; None: equal to the bit."""
     arrays: list[ArrayDifference] = []
+    drifting = drifting_weights(a.config)
     for group in a.groups:
         if group not in b.groups:
             continue
@@ -97,7 +101,7 @@ def compare_checkpoints(a: StoredArrays, b: StoredArrays, tolerance: float | Non
         for difference in layer_differences(values, references, bounds):
             equal = _equal(references.get(difference.name), values.get(difference.name))
             past_bound = not equal if tolerance is None else not equal and difference.past_bound
-            arrays.append(ArrayDifference(group, difference, equal, past_bound))
+            arrays.append(ArrayDifference(group, difference, equal, past_bound, difference.name in drifting))
     return CheckpointComparison(
         a,
         b,

@@ -73,7 +73,8 @@ def test_one_bit_is_found_in_every_group(run, group, capsys):
     out = capsys.readouterr().out
     name = found.difference.name if group == "weights" else f"{group}.{found.difference.name}"
     assert f"1 of {4 * COUNT} arrays differ, most {name}, by " in out
-    assert f"{group} that differ" in out
+    assert f"{group}: arrays that differ" in out
+    assert "No logit depends" not in out
     assert len([line for line in out.splitlines() if line.split()[:1] == [found.difference.name]]) == 1
 
 
@@ -116,6 +117,20 @@ def test_arrays_that_only_one_side_has(run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "B holds momentum, too, and A does not." in out
     assert "but one side holds more" in out
+
+
+def test_a_bias_that_reaches_no_logit_is_marked(run, capsys):
+    """Its arrays differ between two runs that are equal in all that they compute, so the table says what they are."""
+    other = run("b", weights=("blocks.0.token_mixing.fc2.bias", lambda array: array.fill(1)))
+    comparison = compare_checkpoints(open_arrays(run("a")), open_arrays(other), tolerance=0.1)
+    assert [array.difference.name for array in comparison.arrays if array.reaches_no_logit and not array.equal] == [
+        "blocks.0.token_mixing.fc2.bias"
+    ]
+    assert not comparison.agrees
+    print_checkpoints(comparison)
+    out = capsys.readouterr().out
+    assert "* past" in out
+    assert "* No logit depends on this bias" in out
 
 
 def test_the_script_compares_weights_only(script, run, tmp_path):
