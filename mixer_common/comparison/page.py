@@ -48,7 +48,11 @@ class Part:
 def write_page(comparison: Comparison, path: Path) -> None:
     """Writes the page whole or not at all."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "figure": _figure,
@@ -74,6 +78,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         means_note=MEANS_NOTE,
         judge_factor=FACTOR,
         losses=_losses(comparison),
+        steps=_steps(comparison),
     )
     files.replace_file(path, page.encode())
 
@@ -113,6 +118,15 @@ def _losses(comparison: Comparison) -> dict[str, Any] | None:
         "description": describe_losses(a, b),
         "svg": loss_curves_svg(a, b, (comparison.a.name, comparison.b.name)),
     }
+
+
+def _steps(comparison: Comparison) -> dict[str, Any] | None:
+    """What steps.html.jinja shows; None where nothing was trained."""
+    if comparison.steps is None:
+        return None
+    from mixer_common.comparison.steps_drawing import steps_of_page
+
+    return steps_of_page(comparison.steps)
 
 
 def _colour(difference: LayerDifference) -> str:

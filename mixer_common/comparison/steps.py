@@ -1,17 +1,18 @@
 """Two models trained side by side from the same weights: in which step, and in which layer, they part first."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF
 from mixer_common.comparison.recording import Arrays, Subject, TrainableSubject
 from mixer_common.comparison.sides import WeightsSubject
+from mixer_common.comparison.stream import drifting_weights
 from mixer_common.comparison.subject_trainer import SubjectTrainer, plain_recipe
-from mixer_common.config.model import ModelConfig, describe_differences, layers, weight_shapes
+from mixer_common.config.model import ModelConfig, describe_differences, weight_shapes
 from mixer_common.config.presets import RECIPES
 from mixer_common.config.train import MOMENTS, TrainConfig
 from mixer_common.data import Dataset
@@ -143,6 +144,21 @@ class StepsComparison:
             if name in self.without_effect
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, texts and numbers; errors and bounds are lists of steps, each one of weights."""
+        return {
+            "recipe": self.description,
+            "agrees": self.first is None,
+            "first_past_bound": {kind: (first := self.first_past_bound(kind)) and asdict(first) for kind in KINDS},
+            "weights": self.names,
+            "without_effect": [name for name in self.names if name in self.without_effect],
+            "losses": {"a": self.losses[0].tolist(), "b": self.losses[1].tolist()},
+            **{
+                title: {name: array.tolist() for name, array in arrays.items()}
+                for title, arrays in (("errors", self.errors), ("rounding", self.rounding), ("bounds", self.bounds))
+            },
+        }
+
     def _difference(self, kind: str, step: int, column: int) -> StepDifference:
         def ratio(name: str) -> float:
             return float(np.nan_to_num(self.errors[name][step, column] / self.bounds[name][step, column], nan=np.inf))
@@ -188,10 +204,8 @@ def train_and_compare(
 
     A third training, A's with every first weight moved by one rounding, shows what the run makes of rounding.
     names: of the sides, as the user wrote them. device: "auto", "cpu" or "gpu". Raises UserError where a side cannot
-    be trained, the models have different shapes, or there are no steps.
+    be trained or the models have different shapes.
     """
-    if steps < 1:
-        raise UserError(f"--steps is {steps}, but at least 1 step must be trained.")
     sides = _trainable(a, names[0]), _trainable(b, names[1])
     shapes = weight_shapes(a.config)
     if shapes != weight_shapes(b.config):
@@ -222,21 +236,10 @@ def train_and_compare(
         recipe,
         description,
         tuple(shapes),
-        weights_without_effect(config),
+        drifting_weights(config),
         *({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (errors, rounding)),
         losses=(losses_a, losses_b),
     )
-
-
-def weights_without_effect(config: ModelConfig) -> frozenset[str]:
-    """The weights that move no output, in the paper's block the last bias of token mixing.
-
-    It adds the same number to all channels of a token, and every LayerNorm that follows takes that away. Its gradient
-    is zero but for rounding, and Adam scales that up to its full step, so two equal trainings drift apart in it.
-    """
-    if config.block != "mixer":
-        return frozenset()
-    return frozenset(f"{layer.name}.bias" for layer in layers(config) if layer.name.endswith("token_mixing.fc2"))
 
 
 def moved_by_one_rounding(weights: Arrays, precision: str) -> dict[str, np.ndarray]:
