@@ -61,6 +61,7 @@ def steps_of_page(comparison: StepsComparison) -> dict[str, Any]:
     """What steps.html.jinja shows."""
     return {
         "verdict": verdict(comparison),
+        "cause": comparison.cause,
         "steps": f"{comparison.steps:,}",
         "first": [(kind, comparison.first_past_bound(kind)) for kind in KINDS],
         "svg": heat_map_svg(comparison),

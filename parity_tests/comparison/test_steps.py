@@ -38,7 +38,7 @@ def side(framework: str, precision: str, recipe: TrainConfig | None, config: Mod
     """A model of random weights, as a run with the recipe."""
     module = load_framework(framework)
     module.prepare("cpu", precision)
-    opened = OpenedModel(framework, "a model", framework, model_weights(config), None, recipe)
+    opened = OpenedModel(framework, "a model", framework, model_weights(config), recipe=recipe)
     return WeightsSubject(opened, module, partial(module.prepare, "cpu"))
 
 
@@ -175,24 +175,40 @@ def late_schedule(monkeypatch, framework: str) -> None:
 
 
 PLAIN_ADAMW = replace(RECIPES["adamw"], batch_size=16, warmup_epochs=0.0)
-FAULTS = {
-    "epsilon": (lambda patch, name: other_recipe(patch, name, adam_epsilon=1e-7), None, "weights"),
-    "beta2": (lambda patch, name: other_recipe(patch, name, beta2=0.99), None, "moments"),
-    "decay of biases": (decayed_biases, PLAIN_ADAMW, "weights"),
-    "no clipping": (lambda patch, name: other_recipe(patch, name, clip_norm=0.0), PLAIN_ADAMW, "gradients"),
-    "schedule": (late_schedule, PLAIN_ADAMW, "weights"),
-    "warm-up": (late_schedule, replace(PLAIN_ADAMW, warmup_epochs=0.1), "weights"),
+FAULTS = {  # what is planted, the recipe, the kind that parts, and a part of the cause
+    "epsilon": (
+        lambda patch, name: other_recipe(patch, name, adam_epsilon=1e-7),
+        None,
+        "weights",
+        "adam_epsilon 1e-07 instead of 1e-08",
+    ),
+    "beta2": (
+        lambda patch, name: other_recipe(patch, name, beta2=0.99),
+        None,
+        "moments",
+        "beta2 0.99 instead of 0.999",
+    ),
+    "decay of biases": (decayed_biases, PLAIN_ADAMW, "weights", "with weight decay of biases and norms, too"),
+    "no clipping": (
+        lambda patch, name: other_recipe(patch, name, clip_norm=0.0),
+        PLAIN_ADAMW,
+        "gradients",
+        "Every gradient of B is 1.",
+    ),
+    "schedule": (late_schedule, PLAIN_ADAMW, "weights", "instead of 0.001, that of the step after it"),
+    "warm-up": (late_schedule, replace(PLAIN_ADAMW, warmup_epochs=0.1), "weights", "that of the step after it"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_a_fault_is_found_in_its_first_step(digits, monkeypatch, framework, fault):
-    plant, recipe, expected = FAULTS[fault]
+    plant, recipe, expected, cause = FAULTS[fault]
     plant(monkeypatch, framework)
     comparison = trained(digits, OTHER[framework], "float64", recipe)
     kind, first = comparison.first
     assert (kind, first.step) == (expected, 1)
+    assert cause in comparison.cause
     earlier = list(KINDS)[: list(KINDS).index(kind)]
     assert all(comparison.ratios(name)[0].max() < 1 for name in earlier)
     if fault == "decay of biases":
@@ -210,6 +226,7 @@ def test_a_detached_gradient_is_found(digits, framework):
     comparison = train_and_compare(good, faulty, ("A", "B"), digits, 2, "float64", "cpu")
     kind, first = comparison.first
     assert (kind, first.step, first.name, first.others) == ("gradients", 1, f"{layer}.bias", 1)
+    assert comparison.cause.startswith(f"In B no gradient arrives at {layer}.bias and 1 more: it is detached")
     assert first.error == pytest.approx(comparison.errors["gradient"][0, comparison.names.index(first.name)])
 
 
