@@ -62,6 +62,7 @@ def steps_of_page(comparison: StepsComparison) -> dict[str, Any]:
     return {
         "verdict": verdict(comparison),
         "cause": comparison.cause,
+        "parts": comparison.first is not None,
         "steps": f"{comparison.steps:,}",
         "first": [(kind, comparison.first_past_bound(kind)) for kind in KINDS],
         "svg": heat_map_svg(comparison),
