@@ -27,9 +27,9 @@ KINDS = {
     "moments": tuple(dict.fromkeys(name for names in MOMENTS.values() for name in names)),
     "weights": ("weights", "average"),
 }
-# Chosen. Two frameworks round apart in every layer of every step, so they differ by more than what one rounding of the
-# first weights becomes: `tiny` in 100 steps by up to 5 times, and a bias that the moved weights do not reach (the head's
-# of `nano`, which begins at zero) by 18 roundings. The rest is room.
+# Chosen. Two frameworks round apart in every layer of every step, so they differ by more than what one rounding of
+# the first weights becomes: `tiny` in 100 steps by up to 5 times, and a bias that the moved weights do not reach (the
+# head's of `nano`, which begins at zero) by 18 roundings. The rest is room.
 MANY_ROUNDINGS = 100
 _NO_LOSSES = np.zeros(0), np.zeros(0)
 
