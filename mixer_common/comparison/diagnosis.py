@@ -122,9 +122,10 @@ def _shape_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
     name = difference.name
     if weight_shapes(a.config) != weight_shapes(b.config):
         return describe_architectures(name, a.config, b.config)
-    if name in a.activations and name in b.activations:
+    shapes = [side.activations[name].shape for side in (a, b) if name in side.activations]
+    if len(set(shapes)) > 1:
         return describe_shapes(name, a, b)
-    good, odd, letters = (a, b, "AB") if name in a.activations else (b, a, "BA")
+    good, odd, letters = (a, b, "AB") if difference.note == "only in A" else (b, a, "BA")
     model = Reference(good.config, merged(good.weights, odd.weights), good.inputs.images, good.activations)
     names = list(model.layers)
     following = next((later for later in names[names.index(name) :] if later in odd.activations), None)

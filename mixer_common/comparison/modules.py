@@ -85,6 +85,9 @@ class ModuleSubject:
             self._image_size = self._chosen_size(image_size)
         if given is not None:
             self._load(given)
+        elif self._weights.folded:
+            # Unfolded again without being rounded, so that both sides' stems compute one function.
+            self._module = module.load(self._weights.to_module(self._weights.arrays))
 
     def _choose(self, found: Sequence[ModuleWeights], ambiguous: UserError | None) -> ModuleWeights:
         """The one of several mappings by which the module's layers return what their weights give, else the first.
@@ -150,8 +153,10 @@ class ModuleSubject:
             way_back = self._call(lambda: self._module.run(own_pixels, precision, device, labels))
             found = self._weights.to_canonical(way_back.gradients or {})
             activation_gradients = matching.gradients(way_back)
-            observations += _missing_gradients(config, activation_gradients)
-        if replacements is not None:
+            observations += _missing_gradients(list(matching.gradient_places), activation_gradients)
+        if replacements is None:
+            activations = _with_returned_logits(activations, run, activations.get("head"))
+        else:
             activations = self._isolated(matching, run, replacements, own_pixels, precision, device)
         return Recording(
             config,
@@ -192,7 +197,8 @@ class ModuleSubject:
             parts = (activations.get(name), start, replacements.get(before))
             if all(part is not None and part.shape == parts[0].shape for part in parts):  # type: ignore[union-attr]
                 increments[name] = parts[0] - parts[1] + parts[2]  # type: ignore[operator]
-        return activations | increments
+        logits = replacements.get("head", activations.get("head"))
+        return _with_returned_logits(activations | increments, isolated, logits)
 
     def _stream_start(self, matching: Matching, run: ModuleRun) -> np.ndarray | None:
         """What enters the first block."""
@@ -214,7 +220,7 @@ class ModuleSubject:
             given = f" of images {size}" if size else ""
             raise UserError(
                 f"{self._name} raised {describe_error(cause)}{place}, called with pixels {self._layout}{given}: check "
-                "the module, --layout and the size of the images."
+                "the module, and the layout and the size of the pixels that it takes."
             ) from error
 
     def _load(self, given: Arrays) -> None:
@@ -314,6 +320,16 @@ class ModuleSubject:
         return ["The module returns other numbers than its head."]
 
 
+def _with_returned_logits(
+    activations: dict[str, np.ndarray], run: ModuleRun, logits: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The activations with what the module returns as its logits, where it changes the logits that its head gave."""
+    returned = run.calls[-1].output
+    if logits is None or returned is None or returned.shape != logits.shape or relative_error(returned, logits) < 1e-6:
+        return activations
+    return activations | {"head": returned}
+
+
 def _layers_of(subject: ModuleSubject) -> list[str]:
     return [layer.name for layer in layers(subject._weights.config) if layer.weight]
 
@@ -362,9 +378,8 @@ def _input_of(layer: str, names: list[str]) -> str:
     return next((name for name in reversed(earlier) if name == "stem" or name.endswith("_mixing")), "")
 
 
-def _missing_gradients(config: ModelConfig, gradients: Arrays) -> list[str]:
-    """An observation where no gradient arrives at the first layers, though it does at later ones."""
-    names = [layer.name for layer in layers(config)]
+def _missing_gradients(names: list[str], gradients: Arrays) -> list[str]:
+    """An observation where no gradient arrives at the first of the layers, though it does at later ones."""
     without = [name for name in names if name not in gradients or not np.any(gradients[name])]
     arrived = [name for name in names if name not in without]
     if not without or not arrived:

@@ -52,6 +52,7 @@ def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **opti
 
 def _load(path: Path, progress: ByteCallback, options: dict[str, Any]) -> ModelWeights:
     """The model in a file of weights, an index of its parts, or a folder of Orbax; see load_weights."""
+    files.check_sum(path)
     is_index = path.name.endswith(".index.json")
     arrays, container = folders.read_parts(path, progress) if is_index else containers.read(path, progress)
     config_path = path.with_name("config.json")
@@ -65,6 +66,7 @@ def _load(path: Path, progress: ByteCallback, options: dict[str, Any]) -> ModelW
         weights = replace(weights, format="msgpack")
     details = {name: options[name] for name in DETAILS if name in options}
     if weights.format == "canonical" and config_path.is_file():
+        files.check_sum(config_path)
         config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
         check_weights(weights.arrays, weight_shapes(config), str(path))
         return with_details(replace(weights, config=config, assumed=()), str(path), **details)

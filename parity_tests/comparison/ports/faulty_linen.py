@@ -4,6 +4,7 @@ Twin of faulty_torch.py: the same faults by the same names.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -266,10 +267,14 @@ class Stack(nn.Module):
 
 
 class Port(nn.Module):
-    """Takes pixels (B, H, W, 3). faults: by the part that they are planted in, a submodule's path or a stage."""
+    """Takes pixels (B, H, W, 3). faults: by the part that they are planted in, a submodule's path or a stage.
+
+    given: pixels (B, H, W, 3) that a pipeline of its own made.
+    """
 
     config: ModelConfig
     faults: Mapping[str, str]
+    given: Any = None
 
     def setup(self):
         config = self.config
@@ -317,6 +322,8 @@ class Port(nn.Module):
                 return x.reshape(B, 3, H, W).transpose(0, 2, 3, 1)
             case "rows and columns":
                 return x.swapaxes(1, 2)
+            case "given":
+                return jnp.asarray(self.given, x.dtype)
         raise ValueError(fault)
 
     def embed(self, x: Array, fault: str) -> Array:

@@ -5,6 +5,7 @@ Twin of faulty_linen.py: the same faults by the same names.
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -240,7 +241,12 @@ class Stack(nn.Module):
 
 
 class Port(nn.Module):
-    """Takes pixels (B, 3, H, W). faults: by the part that they are planted in, a submodule's path or a stage."""
+    """Takes pixels (B, 3, H, W). faults: by the part that they are planted in, a submodule's path or a stage.
+
+    given: pixels (B, H, W, 3) that a pipeline of its own made.
+    """
+
+    given: np.ndarray | None = None
 
     def __init__(self, config: ModelConfig, faults: Mapping[str, str] | None = None):
         super().__init__()
@@ -294,6 +300,8 @@ class Port(nn.Module):
                 return x.permute(0, 2, 3, 1).reshape(B, 3, H, W)
             case "rows and columns":
                 return x.transpose(2, 3)
+            case "given":
+                return torch.tensor(self.given, dtype=x.dtype).permute(0, 3, 1, 2)
         raise ValueError(fault)
 
     def embed(self, x: Tensor, fault: str) -> Tensor:
