@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison.faults import ALONG, CHANNEL, CONFIG, DEEP, FAULTS, SQUARE, Fault
+from comparison.faults import CHANNEL, CONFIG, DEEP, FAULTS, Fault
 from comparison.ports import faulty_linen, faulty_torch, nnx_port, random_ports
 from flax import nnx
 from helpers import FRAMEWORKS, random_weights
@@ -195,7 +195,7 @@ RESIZES = {
     "JAX, cubic without antialiasing": (by_jax("cubic", False), "bicubically without antialiasing instead"),
     "JAX, nearest": (by_jax("nearest"), "to the nearest pixel by centres"),
     "JAX, Lanczos": (by_jax("lanczos3"), "by Lanczos's filter of width 3"),
-    "Pillow, bilinear": (by_pillow(Image.Resampling.BILINEAR), "bilinearly with antialiasing and rounded to whole bytes"),
+    "Pillow, bilinear": (by_pillow(Image.Resampling.BILINEAR), "bilinearly with antialiasing and rounded to whole"),
     "Pillow, bicubic": (by_pillow(Image.Resampling.BICUBIC), "bicubically and rounded to whole bytes"),
     "Pillow, Lanczos": (by_pillow(Image.Resampling.LANCZOS), "by Lanczos's filter of width 3 and rounded"),
 }  # fmt: skip

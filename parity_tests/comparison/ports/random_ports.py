@@ -8,7 +8,6 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
