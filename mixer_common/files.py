@@ -1,12 +1,16 @@
-"""Files and folders that appear whole or not at all, and clear errors where one is missing or in the way."""
+"""Files and folders that appear whole or not at all, and clear errors where one is missing, changed or in the way."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixer_common.errors import UserError
+
+MANIFEST = "checksums.json"  # the SHA-256 of every other file in a folder, by its name
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -32,20 +36,83 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
     finally:
         new.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Renames the complete folder `new` to `folder`, and then deletes what lay there before.
+def replace_folder(new: Path, folder: Path, previous: Path | None = None) -> None:
+    """Renames the complete folder `new` to `folder`; what lay there becomes `previous`, or is deleted without one.
 
-    Between its two renames the older content lies in hidden_sibling(folder, "old"), where a reader finds it after an
-    interruption.
+    Between its first two renames the older content lies in hidden_sibling(folder, "old"), where a reader finds it
+    after an interruption.
     """
     old = hidden_sibling(folder, "old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
+    sync_folder(folder.parent)
+    if previous and old.exists():
+        previous.parent.mkdir(exist_ok=True)
+        shutil.rmtree(previous, ignore_errors=True)
+        old.rename(previous)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder lie on the disk, where the system can tell."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, logs: Mapping[str, str]) -> None:
+    """Writes the checksums of all files in a folder, and others by name, as the last of its files."""
+    sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    write_file(folder / MANIFEST, _manifest_bytes(sums, logs))
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """What write_manifest wrote: "sha256" and "logs"; both empty where there is no manifest, as of version 0.1.
+
+    Raises UserError where it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {"sha256": {}, "logs": {}}
+    values = read_json(path)
+    parts = {name: values.get(name) for name in ("sha256", "logs")}
+    if _manifest_bytes(*parts.values()) != path.read_bytes():
+        raise UserError(f"{path} was changed or damaged after it was written; use another checkpoint.")
+    return parts  # type: ignore[return-value]  # its bytes are those that write_manifest wrote
+
+
+def check_sum(path: Path) -> None:
+    """Raises UserError where a file is not the one whose checksum lies in the manifest beside it.
+
+    Without a manifest nothing is checked.
+    """
+    sums = read_manifest(path.parent)["sha256"]
+    if sums and path.is_file() and _sha256(path) != sums.get(path.name):
+        raise UserError(
+            f"{path} was changed or damaged after it was written: its checksum is not the one in "
+            f"{path.with_name(MANIFEST)}; use another checkpoint, or delete {MANIFEST} if you changed it yourself."
+        )
+
+
+def _manifest_bytes(sums: Any, logs: Any) -> bytes:
+    content = {"sha256": sums, "logs": logs}
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({**content, "checksum": digest}, indent=2) + "\n").encode()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hidden_sibling(path: Path, suffix: str) -> Path:

@@ -221,6 +221,25 @@ class Framework(Protocol):
         """A module of this framework, made ready for being watched; None where the object is no such module."""
         ...
 
+    def update_weights(
+        self,
+        config: ModelConfig,
+        recipe: TrainConfig,
+        weights: Arrays,
+        gradients: Arrays,
+        before: Mapping[str, Arrays] | None,
+        plan: EpochPlan,
+        i: int,
+        device: Any,
+    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        """Weights and moments after step `i` of the epoch, counted from 0, by the recipe's optimizer with these
+        gradients of a batch.
+
+        All are canonical; before: the moments before the step, by mixer_common.config.train.MOMENTS, None at the start
+        of a run. No weight is frozen or averaged.
+        """
+        ...
+
     def download(self, data_dir: Path) -> None:
         """Puts CIFAR-10 into the folder. Raises DownloadError where it cannot be had; then nothing is left behind."""
         ...

@@ -67,6 +67,19 @@ Names = Annotated[
     ),
 ]
 
+# Of a side of a comparison.
+Gelu = Annotated[
+    Literal["exact", "tanh"] | None, tyro.conf.arg(help="State the GELU that the side computes. Default: its own.")
+]
+Epsilon = Annotated[
+    float | None,
+    tyro.conf.arg(help="State the number that every LayerNorm of the side adds to the variance. Default: its own."),
+]
+Layout = Annotated[
+    Literal["nchw", "nhwc"] | None,
+    tyro.conf.arg(help="State the order of the axes of the pixels that a module takes. Default: nchw; of JAX nhwc."),
+]
+
 
 @dataclass(frozen=True)
 class WeightsOptions:

@@ -9,6 +9,7 @@ from mixer_jax.device import describe, prepare
 from mixer_jax.download import download_cifar10
 from mixer_jax.forward import logits_of_weights
 from mixer_jax.modules import open_module
+from mixer_jax.optimizer import update_weights
 from mixer_jax.train import Trainer
 
 
@@ -21,6 +22,7 @@ class JaxFramework:
     gradients = staticmethod(gradients_of_weights)
     activation_gradients = staticmethod(gradients_of_activations)
     open_module = staticmethod(open_module)
+    update_weights = staticmethod(update_weights)
     download = staticmethod(download_cifar10)
 
     def __init__(self):

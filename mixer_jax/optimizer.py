@@ -15,7 +15,9 @@ from jax import Array
 
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.train import MOMENTS, TrainConfig
-from mixer_jax.model import from_canonical, to_canonical
+from mixer_common.plan.epoch import EpochPlan
+from mixer_jax.device import WEIGHTS_DTYPE, Device
+from mixer_jax.model import build_model, from_canonical, to_canonical
 
 # optax's names for what the canonical form calls otherwise, and the names in _AdamState below.
 _OPTAX_NAMES = {"first_moment": "first_moment", "second_moment": "second_moment", "momentum": "trace"}
@@ -61,6 +63,37 @@ def load_moments(
         _OPTAX_NAMES[name]: from_canonical(params, arrays[name]) for name in MOMENTS[recipe.optimizer]
     }
     return optax.tree.set(state, **loaded)
+
+
+def update_weights(
+    config: ModelConfig,
+    recipe: TrainConfig,
+    weights: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    before: Mapping[str, Mapping[str, np.ndarray]] | None,
+    plan: EpochPlan,
+    i: int,
+    device: Device,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """The weights and the moments after step `i` of the epoch with these gradients; all canonical.
+
+    before: the moments before it, None at the start of a run.
+    """
+    dtype = WEIGHTS_DTYPE[recipe.precision]
+    params = nnx.state(build_model(config, weights, device, dtype))
+    optimizer = make_optimizer(recipe)
+    state = optimizer.init(params)
+    if before is not None:
+        state = load_moments(params, state, recipe, before)
+    updates, state = optimizer.update(
+        from_canonical(params, gradients, device, dtype),
+        state,
+        params,
+        learning_rate=jnp.asarray(plan.learning_rates[i], dtype),
+        bias_corrections=jnp.asarray(plan.bias_corrections[i], dtype),
+    )
+    weights = to_canonical(config, optax.apply_updates(params, updates))  # pyright: ignore[reportArgumentType]
+    return weights, moments(config, state, nnx.State({}), recipe)
 
 
 class _AdamState(NamedTuple):

@@ -11,6 +11,7 @@ from mixer_torch.device import describe, prepare
 from mixer_torch.download import download_cifar10
 from mixer_torch.forward import logits_of_weights
 from mixer_torch.modules import open_module
+from mixer_torch.optimizer import update_weights
 from mixer_torch.train import Trainer
 
 
@@ -23,6 +24,7 @@ class TorchFramework:
     gradients = staticmethod(gradients_of_weights)
     activation_gradients = staticmethod(gradients_of_activations)
     open_module = staticmethod(open_module)
+    update_weights = staticmethod(update_weights)
     download = staticmethod(download_cifar10)
 
     def __init__(self, compiled: bool = False):

@@ -3,8 +3,8 @@
 Twin of mixer_jax/modules.py. This runs the user's own code.
 """
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,10 @@ def open_module(model: Any) -> "OpenedModule | None":
 class OpenedModule:
     """A torch.nn.Module; see mixer_common.interface.OpenedModule."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, loaded: Mapping[str, np.ndarray] | None = None):
+        """loaded: what some of its arrays hold while it computes."""
         self._module = getattr(module, "_orig_mod", module)  # torch.compile wraps it, and its hooks would not fire
+        self._loaded = dict(loaded or {})
 
     @property
     def kind(self) -> str:
@@ -41,16 +43,10 @@ class OpenedModule:
     def arrays(self) -> dict[str, np.ndarray]:
         buffers = {name: buffer for name, buffer in self._module.named_buffers() if is_scale(name)}
         tensors = {**dict(self._module.named_parameters()), **buffers}
-        return {name: plain_array(tensor) for name, tensor in tensors.items()}
+        return {name: plain_array(tensor) for name, tensor in tensors.items()} | self._loaded
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> "OpenedModule":
-        module = copy.deepcopy(self._module)
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        with torch.no_grad():
-            for name, array in arrays.items():
-                # Not copy_: a float64 array stays one in a module that was built in float32.
-                tensors[name].data = torch.tensor(np.ascontiguousarray(array), device=tensors[name].device)
-        return OpenedModule(module)
+        return OpenedModule(self._module, {**self._loaded, **arrays})
 
     def run(
         self,
@@ -61,26 +57,60 @@ class OpenedModule:
         replacements: ModuleReplacements | None = None,
     ) -> ModuleRun:
         dtype, compute = WEIGHTS_DTYPE[precision], COMPUTE_DTYPE[precision]
-        module = copy.deepcopy(self._module).eval().to(device=device, dtype=compute)
         x = torch.tensor(np.ascontiguousarray(pixels), device=device, dtype=compute)
-        module.requires_grad_(labels is not None)
-        watch = _Watch(module, dtype, replacements or {}, labels is not None)
-        with torch.set_grad_enabled(labels is not None):
-            output = watch.call(x)
-            if labels is None:
-                again = _Watch(module, dtype, {}, False) if replacements is None else None
-                return ModuleRun(tuple(watch.calls), random=_differing(watch, again, x) if again else ())
-        gradients: dict[str, np.ndarray] = {}
-        logits = _tensor_in(output)
-        if logits is not None and logits.requires_grad:
-            targets = torch.from_numpy(labels.astype(np.int64)).to(device)
-            cross_entropy(logits.to(dtype), targets, 0.0).backward()
-            gradients = {
-                name: _to_numpy(parameter.grad, dtype)
-                for name, parameter in module.named_parameters()
-                if parameter.grad is not None
-            }
-        return ModuleRun(tuple(watch.with_gradients()), gradients)
+        with _prepared(self._module, self._loaded, device, compute, labels is not None) as module:
+            watch = _Watch(module, dtype, replacements or {}, labels is not None)
+            with torch.set_grad_enabled(labels is not None):
+                output = watch.call(x)
+                if labels is None:
+                    random = _differing(watch, _Watch(module, dtype, {}, False), x) if replacements is None else ()
+                    return ModuleRun(tuple(watch.calls), random=random)
+            gradients: dict[str, np.ndarray] = {}
+            logits = _tensor_in(output)
+            if logits is not None and logits.requires_grad:
+                targets = torch.from_numpy(labels.astype(np.int64)).to(device)
+                cross_entropy(logits.to(dtype), targets, 0.0).backward()
+                gradients = {
+                    name: _to_numpy(parameter.grad, dtype)
+                    for name, parameter in module.named_parameters()
+                    if parameter.grad is not None
+                }
+            return ModuleRun(tuple(watch.with_gradients()), gradients)
+
+
+@contextmanager
+def _prepared(
+    module: nn.Module, loaded: Mapping[str, np.ndarray], device: torch.device, dtype: torch.dtype, gradients: bool
+) -> Iterator[nn.Module]:
+    """The module in evaluation, on the device, in `dtype`, with other values for some of its arrays; afterwards it is
+    as it was.
+
+    It is no copy, since a module may refer to itself or to another in ways that a copy does not follow.
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    parameters = [(p, p.data, p.grad, p.requires_grad) for p in module.parameters()]
+    tensors = [
+        (table, name, tensor)
+        for each in module.modules()
+        for table in (each._parameters, each._buffers)
+        for name, tensor in table.items()
+    ]
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    try:
+        for name, array in loaded.items():
+            named[name].data = torch.tensor(np.ascontiguousarray(array), device=named[name].device)
+        module.eval().to(device=device, dtype=dtype).requires_grad_(gradients)
+        for parameter in module.parameters():
+            parameter.grad = None
+        yield module
+    finally:
+        for table, name, tensor in tensors:
+            table[name] = tensor  # pyright: ignore[reportArgumentType]
+        for parameter, data, gradient, requires_grad in parameters:
+            parameter.data = data
+            parameter.grad, parameter.requires_grad = gradient, requires_grad
+        for each, training in modes:
+            each.training = training
 
 
 class _Watch:

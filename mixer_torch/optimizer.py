@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_common.config.model import ModelConfig
 from mixer_common.config.train import MOMENTS, TrainConfig
-from mixer_torch.model import Mixer, to_canonical
+from mixer_common.plan.epoch import EpochPlan
+from mixer_torch.device import WEIGHTS_DTYPE
+from mixer_torch.model import Mixer, build_model, to_canonical
 
 # torch.optim's names for what the canonical form calls otherwise.
 _TORCH_NAMES = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq", "momentum": "momentum_buffer"}
@@ -69,6 +72,32 @@ def load_moments(
         }
         if recipe.optimizer != "sgd":
             optimizer.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+
+
+def update_weights(
+    config: ModelConfig,
+    recipe: TrainConfig,
+    weights: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    before: Mapping[str, Mapping[str, np.ndarray]] | None,
+    plan: EpochPlan,
+    i: int,
+    device: torch.device,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """The weights and the moments after step `i` of the epoch with these gradients; all canonical.
+
+    before: the moments before it, None at the start of a run.
+    """
+    dtype = WEIGHTS_DTYPE[recipe.precision]
+    model = build_model(config, weights, device, dtype)
+    for name, p in model.named_parameters():
+        p.grad = torch.tensor(gradients[name], dtype=dtype, device=device)
+    optimizer = make_optimizer(recipe, model)
+    if before is not None:
+        load_moments(model, optimizer, recipe, before)
+    set_step(optimizer, plan.first_step + i)
+    step(optimizer, recipe, float(plan.learning_rates[i]))
+    return to_canonical(dict(model.named_parameters())), moments(model, optimizer, recipe)
 
 
 def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -29,24 +29,26 @@ from mixer_common.comparison.precisions import layer_effects
 from mixer_common.comparison.printing import print_comparison
 from mixer_common.comparison.recording import Inputs, Recording, RecordingSubject, Subject
 from mixer_common.comparison.sides import SideOptions, images_to_compare, open_sides, recorded_inputs
+from mixer_common.comparison.steps import StepsComparison, train_and_compare
+from mixer_common.comparison.steps_printing import print_steps
 from mixer_common.data import load_dataset
 from mixer_common.errors import UserError, run_script
 from mixer_common.interface import load_framework
-from mixer_common.options import DataDir, DatasetName, Device, Names, PixelMean, PixelStd, Precision, parse
+from mixer_common.options import (
+    DataDir,
+    DatasetName,
+    Device,
+    Epsilon,
+    Gelu,
+    Layout,
+    Names,
+    PixelMean,
+    PixelStd,
+    Precision,
+    parse,
+)
 from mixer_common.weights.patterns import read_names
 from mixer_common.weights.pixels import stated_scale
-
-Gelu = Annotated[
-    Literal["exact", "tanh"] | None, tyro.conf.arg(help="State the GELU that the side computes. Default: its own.")
-]
-Epsilon = Annotated[
-    float | None,
-    tyro.conf.arg(help="State the number that every LayerNorm of the side adds to the variance. Default: its own."),
-]
-Layout = Annotated[
-    Literal["nchw", "nhwc"] | None,
-    tyro.conf.arg(help="State the order of the axes of the pixels that a module takes. Default: nchw; of JAX nhwc."),
-]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class Arguments:
     precisions: bool = False
     """Run A with one layer after the other in bfloat16, too, and state what that does to the logits. It takes as many
     passes as there are layers."""
+    steps: int | None = None
+    """Also train both sides for so many steps from A's weights, with the recipe of A or else of B where it is a run,
+    else with that named tutorial, and show where weights, gradients and moments part first."""
     images: int | None = None
     """Number of test images that both sides compute. Default: 8, or those of the recording where a side is one."""
     dataset: DatasetName = "auto"
@@ -85,6 +90,8 @@ class Arguments:
     """Also write everything that was measured to this file."""
     picture: Path | None = None
     """File for the picture of both loss curves and their difference, of two runs. Default: runs/<A>-and-<B>.png."""
+    steps_picture: Path | None = None
+    """File for the picture of --steps: where the trainings part, weight by step."""
     weights: Path | None = None
     """Load this run or file of weights into every side that is a function. Default: the weights that it returns."""
     names: Names = None
@@ -117,8 +124,19 @@ def main() -> int:
     if arguments.precisions:
         comparison = replace(comparison, bfloat16=tuple(layer_effects(a, sides[0])))
     print_comparison(comparison)
+    if arguments.steps is not None:
+        comparison = replace(comparison, steps=train_sides(arguments, sides, precision, arguments.steps))
     write_files(comparison, arguments)
-    return 0 if comparison.agrees else 1
+    return 0 if comparison.agrees and not (comparison.steps and comparison.steps.first) else 1
+
+
+def train_sides(arguments: Arguments, sides: tuple[Subject, Subject], precision: str, number: int) -> StepsComparison:
+    """Trains both sides for so many steps, and prints where they part."""
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, load_framework(sides[0].framework).download)
+    names = arguments.a, arguments.b
+    steps = train_and_compare(sides[0], sides[1], names, dataset, number, precision, arguments.device)
+    print_steps(steps)
+    return steps
 
 
 def compare_stored(arguments: Arguments) -> int:
@@ -163,6 +181,8 @@ def choose_inputs(arguments: Arguments, subjects: Sequence[Subject]) -> Inputs:
 def record(side: Subject, letter: str, inputs: Inputs, precision: str, arguments: Arguments) -> Recording:
     """What the side computes, or what was recorded; prints what it is and how long it took."""
     start = time.perf_counter()
+    if isinstance(side, RecordingSubject):
+        precision = side.recording.origin.precision
     recording = side.record(inputs, precision, arguments.gradients)
     origin = recording.origin
     print(f"{letter}          {origin.name}: {origin.model}; {origin.runs_in}", flush=True)
@@ -195,9 +215,11 @@ def check(arguments: Arguments) -> None:
     """Raises UserError for values out of range, and makes the folders of the files to write."""
     if arguments.images is not None and arguments.images < 1:
         raise UserError(f"--images is {arguments.images}, but at least 1 image must be compared.")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise UserError(f"--steps is {arguments.steps}, but at least 1 step must be trained.")
     if arguments.tolerance is not None and not arguments.tolerance >= 0:
         raise UserError(f"--tolerance is {arguments.tolerance}, but a largest error must be at least 0.")
-    for path in (arguments.html, arguments.json, arguments.picture):
+    for path in (arguments.html, arguments.json, arguments.picture, arguments.steps_picture):
         if path and path.is_dir():
             raise UserError(f"{path} is a folder, but a file is written there: give it a name in it.")
         if path:
@@ -217,6 +239,11 @@ def write_files(comparison: Comparison, arguments: Arguments) -> None:
             picture.parent.mkdir(exist_ok=True)
         save_loss_curves(a.step_losses, b.step_losses, (a.name, b.name), picture)
         print(f"Losses     {describe_losses(a.step_losses, b.step_losses)}\n           {picture}")
+    if comparison.steps and arguments.steps_picture:
+        from mixer_common.comparison.steps_drawing import save_heat_map
+
+        save_heat_map(comparison.steps, arguments.steps_picture)
+        print(f"Steps      {arguments.steps_picture}")
     if arguments.html:
         from mixer_common.comparison.page import write_page
 

@@ -131,7 +131,8 @@ def open_arrays(text: str, open_weights: Callable[[Path], Any] = load_weights) -
             recording.origin.run,
         )
     if checkpoint.exists(path / "checkpoint") or (path / "progress.json").exists():
-        state = checkpoint.load_run(path)
+        folder = path / "checkpoint"
+        state = checkpoint.load(folder if checkpoint.exists(folder) else path)  # with moments
         return StoredArrays(
             text,
             f"{_size(state.config.model)}, after {state.progress.step:,} steps on {state.config.dataset_source}",

@@ -19,6 +19,7 @@ from mixer_common.comparison.logits import LogitAgreement, logit_agreement
 from mixer_common.comparison.precisions import LayerEffect
 from mixer_common.comparison.recording import Origin, Recording
 from mixer_common.comparison.settings import SettingDifference, differing_settings
+from mixer_common.comparison.steps import StepsComparison
 from mixer_common.comparison.stream import stream_activations, with_means_of
 from mixer_common.errors import UserError
 
@@ -41,6 +42,7 @@ class Comparison:
     isolation: Isolation | None = None  # None where not asked for
     settings: tuple[SettingDifference, ...] = ()  # what the two sides do not share beside their numbers
     bfloat16: tuple[LayerEffect, ...] = ()  # of A's layers, in network order; empty where not asked for
+    steps: StepsComparison | None = None  # two trainings; None where not asked for
 
     @property
     def precision(self) -> str:

@@ -54,6 +54,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
             "activations": [_difference(difference) for difference in isolation.activations],
             "faults": [{"layer": fault.difference.name, "cause": fault.cause} for fault in isolation.faults],
         },
+        "steps": comparison.steps and comparison.steps.to_dict(),
         "bfloat16": [asdict(effect) | {"bears": effect.bears} for effect in comparison.bfloat16],
     }
 

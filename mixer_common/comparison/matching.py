@@ -84,15 +84,20 @@ class Matching:
     def gradients(self, run: ModuleRun) -> dict[str, np.ndarray]:
         """The gradients of the activations, as far as they arrive.
 
-        That of the residual stream is that of the branch that was added last: a sum hands its gradient on unchanged.
+        That of the residual stream is that of the branch that was added last: a sum passes its gradient on unchanged.
         """
         found = {}
-        for name, place in self.places.items():
-            source = self.places.get(f"{name}.fc2") if name in self.stream else place
-            gradient = None if source is None else source.array(run, gradient=True)
-            if gradient is not None:
+        for name, place in self.gradient_places.items():
+            if (gradient := place.array(run, gradient=True)) is not None:
                 found[name] = gradient
         return found
+
+    @property
+    def gradient_places(self) -> dict[str, Place]:
+        """The places whose gradients are those of the activations, as far as they are known."""
+        branches = {name: f"{name}.fc2" for name in self.order if name in self.stream}
+        sources = {name: self.places.get(branches.get(name, name)) for name in self.order}
+        return {name: place for name, place in sources.items() if place is not None}
 
 
 def match_layers(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> Matching:
@@ -107,7 +112,7 @@ def agreement(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> tup
     """How many layers return what their weights give of their input, and how many are called in the network's order;
     to compare several mappings of the weights of one module."""
     matcher = _Matcher(run, weights, pixels)
-    matcher.match()
+    matcher.place_calls()
     right = 0
     for name in matcher.calls:
         layer, place = matcher.layers[name], matcher.places[name]
@@ -131,9 +136,7 @@ class _Matcher:
         self.observations: list[str] = []
 
     def match(self) -> Matching:
-        self._find_calls()
-        self._count_patches()
-        self._place_layers()
+        self.place_calls()
         self._place_stream()
         self._place_between()
         for layer in self.layers.values():
@@ -151,6 +154,12 @@ class _Matcher:
             tuple(self._lines()),
             tuple(self.observations),
         )
+
+    def place_calls(self) -> None:
+        """Finds the calls of the layers that have weights, with the layouts of their inputs and outputs."""
+        self._find_calls()
+        self._count_patches()
+        self._place_layers()
 
     def _find_calls(self) -> None:
         """The first call of the submodule that holds each layer's weight, if it holds no other's."""
@@ -226,12 +235,12 @@ class _Matcher:
         pairs = pairs or [(a, b) for a in inputs or [None] for b in outputs or [None]]
         if len(pairs) > 1:
 
-            def error(pair: tuple[Layout | None, Layout | None]) -> tuple[bool, float]:
-                a = pair[0]
+            def unlikely(pair: tuple[Layout | None, Layout | None]) -> tuple[bool, bool, float]:
+                a, error = pair[0], self._error(layer, call, pair, given)
                 x = None if a is None or call.input is None else a.canonical(call.input, given)
-                return not _distance(x, expected) < _SAME, self._error(layer, call, pair, given)
+                return not error < _SAME, not _distance(x, expected) < _SAME, error
 
-            pairs.sort(key=error)
+            pairs.sort(key=unlikely)
         a, b = pairs[0]
         self.inputs[layer.name] = Place(number, "input", a, given)
         self.places[layer.name] = Place(number, "output", b, returned)
@@ -271,19 +280,29 @@ class _Matcher:
 
     def _place_stream(self) -> None:
         """The residual stream is what the first layer after each branch is given."""
-        order = list(self.calls)
-        branches = [name for name in order if name.endswith("_mixing.fc2")]
+        called, network = list(self.calls), [name for name, layer in self.layers.items() if layer.weight]
+        branches = [name for name in called if name.endswith("_mixing.fc2")]
+        # A branch that is not called is taken to lie where a Mixer has it.
+        for name in network:
+            if name.endswith("_mixing.fc2") and name not in called:
+                later = [branch for branch in branches if network.index(branch) > network.index(name)]
+                branches.insert(branches.index(later[0]) if later else len(branches), name)
         before = "stem"
         for branch in branches:
             residual = branch.removesuffix(".fc2")
             self.stream[residual] = before
             before = residual
-            following = order[order.index(branch) + 1 :]
-            name = next(iter(following), "")
-            if name in self.inputs and name != "head" and not name.endswith("fc2"):
+            order = called if branch in called else network
+            name = next((name for name in order[order.index(branch) + 1 :] if name in self.inputs), "")
+            between = network[network.index(branch) + 1 : network.index(name)] if name else []
+            # Another branch that is not called may lie between them, and add to the stream.
+            starts_branch = name.endswith(("norm", "fc1")) and not any(
+                other.endswith("fc2") and other not in called for other in between
+            )
+            if starts_branch:
                 self.places[residual] = self.inputs[name]
             else:
-                self._seek_last_residual(residual, self.calls[branch])
+                self._seek_last_residual(residual, self.calls.get(branch, 0))
 
     def _seek_last_residual(self, residual: str, after: int) -> None:
         """The stream after the last branch, where no norm follows: what a block returns, else the sum itself."""
@@ -419,7 +438,8 @@ class _Matcher:
                 continue
             call = self.run.calls[place.call]
             axes = place.layout.axes if place.layout else "of another shape"
-            layout = self.weights.layouts.get(f"{name}.weight")
+            is_owner = call.path == self.weights.owner(name)
+            layout = self.weights.layouts.get(f"{name}.weight") if is_owner else None
             if place.end == "output":
                 layout = f", weight {layout}" if layout else ""
                 line = f"{call.path or 'the module'}  ({call.kind}{layout}; {axes})"

@@ -32,6 +32,7 @@ class ModuleWeights:
     takes: PixelScale  # the scale of the pixels that it is given
     layouts: Mapping[str, str]  # canonical name: a pattern of weights.patterns, or the format that tells it
     observations: tuple[str, ...] = field(default=())  # for people: what is no part of a Mixer, and what is missing
+    folded: bool = False  # whether the stem's weights in `arrays` are those for another scale than its own
 
     def owner(self, layer: str) -> str | None:
         """The path of the submodule that holds a layer's weight; None where there is none."""
@@ -210,10 +211,7 @@ def _with_scale(weights: ModuleWeights, takes: PixelScale, scale: PixelScale) ->
     def to_module(canonical: Arrays) -> dict[str, np.ndarray]:
         kernel, bias = canonical["stem.weight"], canonical["stem.bias"]
         wide = kernel.astype(np.float64)
-        unfolded = {
-            "stem.weight": (wide * 2 * std).astype(kernel.dtype),
-            "stem.bias": (bias - (wide * (1 - 2 * mean)).sum((1, 2, 3))).astype(bias.dtype),
-        }
+        unfolded = {"stem.weight": wide * 2 * std, "stem.bias": bias - (wide * (1 - 2 * mean)).sum((1, 2, 3))}
         return weights.to_module({**canonical, **unfolded})
 
     def to_canonical(own: Arrays) -> dict[str, np.ndarray]:
@@ -226,4 +224,4 @@ def _with_scale(weights: ModuleWeights, takes: PixelScale, scale: PixelScale) ->
         return found
 
     folded = fold_scale(ModelWeights(weights.config, weights.arrays, "structure"), scale).arrays
-    return replace(weights, arrays=folded, to_module=to_module, to_canonical=to_canonical, takes=takes)
+    return replace(weights, arrays=folded, to_module=to_module, to_canonical=to_canonical, takes=takes, folded=True)

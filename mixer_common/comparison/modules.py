@@ -85,6 +85,9 @@ class ModuleSubject:
             self._image_size = self._chosen_size(image_size)
         if given is not None:
             self._load(given)
+        elif self._weights.folded:
+            # Unfolded again without being rounded, so that both sides' stems compute one function.
+            self._module = module.load(self._weights.to_module(self._weights.arrays))
 
     def _choose(self, found: Sequence[ModuleWeights], ambiguous: UserError | None) -> ModuleWeights:
         """The one of several mappings by which the module's layers return what their weights give, else the first.
@@ -150,7 +153,7 @@ class ModuleSubject:
             way_back = self._call(lambda: self._module.run(own_pixels, precision, device, labels))
             found = self._weights.to_canonical(way_back.gradients or {})
             activation_gradients = matching.gradients(way_back)
-            observations += _missing_gradients(config, activation_gradients)
+            observations += _missing_gradients(list(matching.gradient_places), activation_gradients)
         if replacements is None:
             activations = _with_returned_logits(activations, run, activations.get("head"))
         else:
@@ -217,7 +220,7 @@ class ModuleSubject:
             given = f" of images {size}" if size else ""
             raise UserError(
                 f"{self._name} raised {describe_error(cause)}{place}, called with pixels {self._layout}{given}: check "
-                "the module, --layout and the size of the images."
+                "the module, and the layout and the size of the pixels that it takes."
             ) from error
 
     def _load(self, given: Arrays) -> None:
@@ -375,9 +378,8 @@ def _input_of(layer: str, names: list[str]) -> str:
     return next((name for name in reversed(earlier) if name == "stem" or name.endswith("_mixing")), "")
 
 
-def _missing_gradients(config: ModelConfig, gradients: Arrays) -> list[str]:
-    """An observation where no gradient arrives at the first layers, though it does at later ones."""
-    names = [layer.name for layer in layers(config)]
+def _missing_gradients(names: list[str], gradients: Arrays) -> list[str]:
+    """An observation where no gradient arrives at the first of the layers, though it does at later ones."""
     without = [name for name in names if name not in gradients or not np.any(gradients[name])]
     arrived = [name for name in names if name not in without]
     if not without or not arrived:

@@ -7,12 +7,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mixer_common.comparison.bounds import UNIT_ROUNDOFF
 from mixer_common.comparison.compare import Comparison
 from mixer_common.comparison.differences import LayerDifference
 from mixer_common.comparison.isolate import Isolation
 from mixer_common.comparison.judge import FACTOR, JudgeErrors
-from mixer_common.comparison.precisions import LayerEffect
+from mixer_common.comparison.precisions import LIMIT, LayerEffect
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -104,7 +103,7 @@ def _print_verdict(comparison: Comparison, first: LayerDifference | None) -> Non
         print(comparison.cause)
     if math.isfinite(comparison.passing_tolerance) and comparison.passing_tolerance:
         print(f"They would just pass with --tolerance {rounded_up(comparison.passing_tolerance)}.")
-    if difference := comparison.without_effect:
+    if comparison.agrees and (difference := comparison.without_effect):
         print(describe_without_effect(difference))
 
 
@@ -146,7 +145,7 @@ def describe_bearing(effects: tuple[LayerEffect, ...]) -> str:
     """One sentence: the layers that do not bear bfloat16."""
     *layers, _ = effects
     others = [effect.name for effect in layers if not effect.bears]
-    limit = f"{UNIT_ROUNDOFF['bfloat16']:.1e} of the largest"
+    limit = f"{LIMIT:.1e} of the largest"
     if not others:
         return (
             f"Every layer bears bfloat16: computed in it alone, each moves the logits by at most {limit}, and no "

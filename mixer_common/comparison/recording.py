@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -98,6 +98,15 @@ class Subject(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainableSubject(Subject, Protocol):
+    """A subject that can be given other weights, and so be trained."""
+
+    def with_weights(self, arrays: Arrays) -> "TrainableSubject":
+        """The same model with other canonical weights."""
+        ...
+
+
 class RecordingSubject:
     """A recording in the place of a model that computes: it gives what was recorded and nothing else."""
 
@@ -127,17 +136,22 @@ class RecordingSubject:
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
     ) -> Recording:
-        """The recording, whatever the precision; it tells its own.
+        """The recording.
 
-        Raises UserError where it was made on other inputs, holds no gradients, or would have to compute anew.
+        Raises UserError where it was made on other inputs or in another precision, holds no gradients, or would have to
+        compute anew.
         """
-        del precision
         recording, name = self.recording, self.recording.origin.name
         if inputs.sha256 != recording.inputs.sha256:
             raise UserError(
                 f"{name} was recorded on {recording.inputs.description} (SHA-256 {recording.inputs.sha256[:12]}), not "
                 f"on {inputs.description} (SHA-256 {inputs.sha256[:12]}): compare what was computed on the same images "
                 "and labels."
+            )
+        if precision != recording.origin.precision:
+            raise UserError(
+                f"{name} was recorded in {recording.origin.precision}, not in {precision}: record it again with "
+                f"--precision {precision}, or name the model itself on that side."
             )
         if replacements is not None:
             raise UserError(

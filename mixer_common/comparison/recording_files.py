@@ -214,7 +214,7 @@ def open_recording(text: str) -> RecordingSubject | None:
         raise UserError(
             f"{path} was recorded in {origin.framework}, so it is no side of {framework}: write its path alone."
         )
-    origin = replace(origin, name=text, model=f"a recording of {origin.name}, {origin.model}")
+    origin = replace(origin, name=text, model=f"a recording in {origin.precision} of {origin.name}, {origin.model}")
     return RecordingSubject(replace(recording, origin=origin))
 
 

@@ -15,9 +15,10 @@ from mixer_common.comparison.recording_files import Progress, no_progress, open_
 from mixer_common.comparison.settings import run_settings
 from mixer_common.config.model import ImageSize, ModelConfig
 from mixer_common.config.presets import model_name
+from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset
 from mixer_common.errors import UserError
-from mixer_common.interface import Framework, load_framework
+from mixer_common.interface import Framework, Trainer, load_framework
 from mixer_common.machine import processor_name
 from mixer_common.plan.random import generator
 from mixer_common.runs import checkpoint
@@ -51,6 +52,7 @@ class OpenedModel:
     weights: ModelWeights
     step_losses: np.ndarray | None = None  # (steps,), where it is a run
     run: Mapping[str, Any] = field(default_factory=dict)  # settings.run_settings, where it is a run
+    recipe: TrainConfig | None = None  # where it is a run
 
 
 class WeightsSubject:
@@ -77,11 +79,6 @@ class WeightsSubject:
         """The precision of its training, where it is a run."""
         return self._model.run.get("precision")
 
-    def with_weights(self, arrays: Arrays) -> "WeightsSubject":
-        """The same model with other canonical weights."""
-        weights = replace(self._model.weights, arrays=dict(arrays))
-        return WeightsSubject(replace(self._model, weights=weights), self._framework, self._device)
-
     def record(
         self, inputs: Inputs, precision: str, gradients: bool = False, replacements: Arrays | None = None
     ) -> Recording:
@@ -99,11 +96,27 @@ class WeightsSubject:
 
     def record_to_file(
         self, path: Path, inputs: Inputs, precision: str, gradients: bool = False, progress: Progress = no_progress
-    ) -> None:
-        """Writes the recording of `record` to a file, each activation as soon as it is computed."""
+    ) -> Origin:
+        """Writes the recording of `record` to a file, each activation as soon as it is computed; returns its origin."""
         device = self._device(precision)
         origin = self._origin(precision, device)
         record_to_file(path, self.config, self.weights, inputs, origin, self._framework, device, gradients, progress)
+        return origin
+
+    @property
+    def recipe(self) -> TrainConfig | None:
+        """That of a run; None for weights."""
+        return self._model.recipe
+
+    def with_weights(self, arrays: Arrays) -> "WeightsSubject":
+        """The same model with other canonical weights."""
+        weights = replace(self._model.weights, arrays=dict(arrays))
+        return WeightsSubject(replace(self._model, weights=weights), self._framework, self._device)
+
+    def trainer(self, recipe: TrainConfig, images: np.ndarray, labels: np.ndarray) -> Trainer:
+        """The model at the beginning of a training, in the recipe's precision; see interface.Framework.trainer."""
+        device = self._device(recipe.precision)
+        return self._framework.trainer(self.config, recipe, self.weights, images, labels, device=device)
 
     def _origin(self, precision: str, device: Any) -> Origin:
         return Origin(
@@ -222,7 +235,10 @@ def open_model(text: str, default_framework: str, options: SideOptions | None = 
     weights = with_details(weights, str(path), **options.details)
     description = f"{_size(weights)}, after {state.progress.step:,} steps on {state.config.dataset_source}"
     losses = read_losses(path) if (path / "step_losses.npy").exists() else None
-    return OpenedModel(text, description, framework or state.last_framework, weights, losses, run_settings(path, state))
+    settings = run_settings(path, state)
+    return OpenedModel(
+        text, description, framework or state.last_framework, weights, losses, settings, state.config.train
+    )
 
 
 def recorded_inputs(subjects: Sequence[Subject]) -> Inputs | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixer_common.data.cifar10 import CLASS_NAMES, find_cifar10
+from mixer_common.data.cifar10 import find_cifar10
+from mixer_common.data.decode import CLASS_NAMES
 from mixer_common.data.digits import load_digits
 from mixer_common.data.download import DownloadError
 from mixer_common.errors import UserError

@@ -6,6 +6,7 @@ import numpy as np
 
 from mixer_common.errors import UserError
 
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 (N, 32, 32, 3), labels int32 (N,)
 
 # A JPEG's frame header: baseline, 8 bits, 32x32, three components.

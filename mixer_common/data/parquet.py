@@ -1,10 +1,12 @@
 """CIFAR-10 in Parquet files, as Hugging Face has it: encoded images and labels in two columns."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mixer_common.data.decode import Split, check_labels, decode_image
+from mixer_common.data.decode import CLASS_NAMES, Split, check_labels, decode_image
 from mixer_common.errors import UserError
 
 
@@ -33,6 +35,7 @@ def _read_shard(path: Path) -> Split:
 
     try:
         with pq.ParquetFile(path) as file:
+            _check_classes(path, file.schema_arrow.metadata or {})
             table = file.read()
     except PermissionError:
         raise UserError(f"{path} may not be read: check its permissions.") from None
@@ -61,3 +64,16 @@ def _read_shard(path: Path) -> Split:
     for row, image in enumerate(files.to_pylist()):
         images[row] = decode_image(image, f"{path}: image {row}")
     return images, labels.astype(np.int32)
+
+
+def _check_classes(path: Path, metadata: Mapping[bytes, bytes]) -> None:
+    """Raises UserError where the schema's metadata, as Hugging Face's datasets write it, name other classes."""
+    try:
+        names = [str(name) for name in json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return
+    if names != list(CLASS_NAMES):
+        raise UserError(
+            f"{path} says that its classes are {', '.join(names)}, but those of CIFAR-10 are "
+            f"{', '.join(CLASS_NAMES)}: name a folder with CIFAR-10."
+        )

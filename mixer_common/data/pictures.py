@@ -1,20 +1,31 @@
 """A user's own picture, made ready for a model."""
 
+import sys
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mixer_common.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pixels; a picture of that size takes 0.6 GB while it is read.
+_LARGEST_PICTURE = 200_000_000
+_WHITE_IS_ZERO = (262, 0)  # TIFF's tag of the photometric interpretation, and its value
+
 
 def load_picture(path: Path, size: int) -> np.ndarray:
     """Reads a picture of any format that Pillow knows as uint8 (size, size, 3).
 
-    It is rotated as its EXIF orientation says and laid over white where it is transparent. The square in its middle,
-    as long as its shorter side, is resized to `size` pixels with antialiasing.
+    It is rotated as its EXIF orientation says and laid over white where it is transparent. Grey values of 16 bits and
+    real numbers from 0 to 1 are scaled to 8 bits. The square in its middle, as long as its shorter side, is resized to
+    `size` pixels with antialiasing.
 
     Raises:
-      UserError: the file is missing, no picture, or truncated.
+      UserError: the file is missing, no picture, truncated, too large, or its values have no scale that is known.
     """
     from PIL import Image, ImageOps
 
@@ -22,22 +33,29 @@ def load_picture(path: Path, size: int) -> np.ndarray:
     if size < 1:
         raise UserError(f"picture size {size} is not possible: expected at least 1 pixel.")
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            if picture.mode.startswith("I"):
-                # 16-bit grey, which Pillow would clip to white instead of scaling it to 8 bits.
-                picture = Image.fromarray((np.asarray(picture) // 256).clip(0, 255).astype(np.uint8))
-            picture = picture.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _LARGEST_PICTURE is the limit here
+            with Image.open(path) as opened:
+                _check_size(path, *opened.size)
+                picture = _with_8_bits(path, opened)
+                picture = ImageOps.exif_transpose(picture)
+                if picture.has_transparency_data:
+                    picture = picture.convert("RGBA")
+                    white = Image.new("RGBA", picture.size, "white")
+                    picture = Image.alpha_composite(white, picture)
+                picture = picture.convert("RGB")
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no picture {path}: check the path.") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: name one picture inside it.") from None
     except PermissionError:
         raise UserError(f"the picture {path} may not be read: check its permissions.") from None
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path} has more than {_LARGEST_PICTURE / 1e6:.0f} million pixels: scale it down first."
+        ) from None
     # Pillow's plugins raise whatever the broken file leads them to.
     except Exception as error:
         raise UserError(
@@ -47,3 +65,63 @@ def load_picture(path: Path, size: int) -> np.ndarray:
 
     # `fit` cuts the square out before it resizes, so that a long thin picture needs no more memory than others.
     return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR))
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > _LARGEST_PICTURE:
+        raise UserError(
+            f"{path} has {width} x {height} pixels, more than {_LARGEST_PICTURE / 1e6:.0f} million: scale it down "
+            "first."
+        )
+
+
+def _with_8_bits(path: Path, picture: "Image") -> "Image":
+    """The picture as it is, or with deeper grey values scaled to 8 bits; Pillow would clip them to white.
+
+    Raises UserError where the scale of the values is not known.
+    """
+    from PIL import Image
+
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    # 32 bits hold a signed number; only these formats tell that theirs go to 65,535.
+    has_16_bits = picture.mode in ("I;16", "I;16B", "I;16L", "I;16N") or picture.format in ("PNG", "PPM", "JPEG2000")
+    values = np.asarray(picture)
+    low, high = values.min(), values.max()
+    if picture.mode == "F" and 0 <= low <= high <= 1:
+        grey = np.rint(values * 255)
+    elif picture.mode != "F" and has_16_bits and not _is_signed(picture):
+        if 255 < high < 4096:
+            print(
+                f"warning: {path} is dark, its values of 16 bits reach {high} only; if they have 12 bits, scale them "
+                "up.",
+                file=sys.stderr,
+            )
+        grey = values // 256
+    else:
+        raise UserError(
+            f"{path} holds grey values from {low:g} to {high:g}, whose scale is not known: save it with 8 bits, or "
+            "with real numbers from 0 to 1."
+        )
+    grey = grey.astype(np.uint8)
+    if _tag(picture, _WHITE_IS_ZERO[0]) == _WHITE_IS_ZERO[1]:
+        grey = 255 - grey
+    result = Image.fromarray(grey)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):  # one value of 16 bits is transparent
+        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+        result.putalpha(alpha)
+    result.info["exif"] = picture.getexif().tobytes()
+    return result
+
+
+def _is_signed(picture: "Image") -> bool:
+    """Whether a TIFF says that its values are signed integers."""
+    return _tag(picture, 339) == 2
+
+
+def _tag(picture: "Image", number: int) -> int | None:
+    """The first value of a TIFF's tag; None in other formats."""
+    tags = getattr(picture, "tag_v2", {})
+    value = tags.get(number)
+    return value[0] if isinstance(value, tuple) else value

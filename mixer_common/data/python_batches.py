@@ -6,7 +6,7 @@ import pickle
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -35,14 +35,14 @@ def read_batches_folder(folder: Path) -> tuple[Split, Split]:
 
 
 def read_archive(archive: Path) -> tuple[Split, Split]:
-    """The training and the test split from cifar-10-python.tar.gz, which is not unpacked.
+    """The training and the test split from cifar-10-python.tar.gz or .tar, which is not unpacked.
 
     Raises:
       UserError: the archive is truncated or lacks a batch, or a batch is not as CIFAR-10's batches are.
     """
     batches = {}
     try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        with _open_archive(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 name = Path(member.name).name
                 if name in TRAIN_BATCHES + TEST_BATCHES and member.isfile() and (file := tar.extractfile(member)):
@@ -56,6 +56,14 @@ def read_archive(archive: Path) -> tuple[Split, Split]:
     if missing:
         raise UserError(f"{archive} lacks {', '.join(missing)}: fetch CIFAR-10's Python archive again.")
     return _splits(batches, archive)
+
+
+def _open_archive(archive: Path) -> BinaryIO:
+    """The archive, unpacked where it is packed; browsers and some tools unpack it and keep its name."""
+    file = archive.open("rb")
+    is_packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return cast(BinaryIO, gzip.open(file)) if is_packed else file
 
 
 def _splits(batches: dict[str, bytes], origin: Path) -> tuple[Split, Split]:

@@ -1,5 +1,6 @@
 """CIFAR-10 as TFDS (TensorFlow Datasets) prepares it, read without TensorFlow."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,14 @@ def read_tfds(folder: Path) -> tuple[Split, Split]:
             'file_format="array_record".'
         )
     return _read_split(builder, "train", folder), _read_split(builder, "test", folder)
+
+
+def is_array_record(folder: Path) -> bool:
+    """Whether the data set's own description says that it is in the file format that is read without TensorFlow."""
+    try:
+        return json.loads((folder / "dataset_info.json").read_bytes()).get("fileFormat") == "array_record"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _read_split(builder, split: str, folder: Path) -> Split:

@@ -1,12 +1,12 @@
-"""A checkpoint: a folder with config.json, model.safetensors, optimizer.safetensors and progress.json.
+"""A checkpoint: a folder with config.json, model.safetensors, optimizer.safetensors, progress.json and checksums.json.
 
 Arrays have canonical form, so either framework continues what the other began.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,16 @@ from mixer_common.config.fields import from_dict
 from mixer_common.config.model import ModelConfig, model_config_from_json, weight_shapes
 from mixer_common.config.train import TrainConfig, moment_names
 from mixer_common.errors import UserError
-from mixer_common.files import hidden_sibling, read_json, replace_folder, write_file
+from mixer_common.files import (
+    MANIFEST,
+    check_sum,
+    hidden_sibling,
+    read_json,
+    read_manifest,
+    replace_folder,
+    write_file,
+    write_manifest,
+)
 from mixer_common.weights.canonical import check_weights
 
 
@@ -73,6 +82,7 @@ class Checkpoint:
     progress: TrainingProgress
     weights: Mapping[str, np.ndarray]  # canonical: the model's; with ema_decay, their average
     moments: Mapping[str, Mapping[str, np.ndarray]]  # canonical, by the names of mixer_common.config.train.moment_names
+    logs: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the run's losses and metrics so far, by file
 
     @property
     def last_framework(self) -> str:
@@ -80,8 +90,12 @@ class Checkpoint:
         return self.progress.frameworks[-1][0]
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes the folder whole or not at all: whatever happens, a complete checkpoint can be read."""
+def save(folder: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Writes the folder whole or not at all: whatever happens, a complete checkpoint can be read.
+
+    previous: the folder that the older checkpoint becomes; None deletes it.
+    """
+    folder = folder.resolve()  # it may be a link to another disk
     new = hidden_sibling(folder, "new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -93,10 +107,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         }
         write_file(new / "optimizer.safetensors", _to_bytes(moments))
         write_file(new / "progress.json", (json.dumps(asdict(checkpoint.progress), indent=2) + "\n").encode())
+        write_manifest(new, checkpoint.logs)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    replace_folder(new, folder)
+    replace_folder(new, folder, previous)
 
 
 def exists(folder: Path) -> bool:
@@ -105,7 +120,11 @@ def exists(folder: Path) -> bool:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises UserError where it is missing, cut short or does not fit together."""
+    """Reads a checkpoint. Raises UserError where it is missing, cut short, changed or does not fit together."""
+    return _consistent(folder, _load)
+
+
+def _load(folder: Path) -> Checkpoint:
     checkpoint = _load_model(folder)
     config, shapes = checkpoint.config, weight_shapes(checkpoint.config.model)
     path = _complete(folder) / "optimizer.safetensors"
@@ -121,13 +140,13 @@ def load_run(folder: Path) -> Checkpoint:
     """The checkpoint of a run's folder, or the one that the folder itself is, without moments: optimizer.safetensors,
     twice as large as the model, may be missing."""
     if (folder / "model.safetensors").exists():
-        return _load_model(folder)
+        return _consistent(folder, _load_model)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is no run: expected a folder that a training script wrote, with config.json "
             "and checkpoint/; name one, for instance of those in runs/."
         )
-    return _load_model(folder / "checkpoint")
+    return _consistent(folder / "checkpoint", _load_model)
 
 
 def read_progress(path: Path) -> TrainingProgress:
@@ -151,6 +170,27 @@ def read_progress(path: Path) -> TrainingProgress:
     return from_dict(TrainingProgress, values, str(path))
 
 
+def _consistent(folder: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
+    """What `read` finds in the folder, all of one step: read again where a training replaced the folder meanwhile."""
+    while True:
+        before = _manifest(folder)
+        try:
+            checkpoint = read(folder)
+            if _manifest(folder) == before:
+                return checkpoint
+        except UserError:
+            if _manifest(folder) == before:
+                raise
+
+
+def _manifest(folder: Path) -> bytes:
+    """What tells one checkpoint from the next; empty where there is none."""
+    try:
+        return (_complete(folder) / MANIFEST).read_bytes()
+    except OSError:
+        return b""
+
+
 def _complete(folder: Path) -> Path:
     """The checkpoint's folder, or the older one where `save` was stopped between its two renames."""
     old = hidden_sibling(folder, "old")
@@ -165,12 +205,14 @@ def _load_model(folder: Path) -> Checkpoint:
             f"{folder} is no checkpoint: expected a folder with config.json, model.safetensors, "
             "optimizer.safetensors and progress.json; name a run that wrote one."
         )
+    for name in ("config.json", "progress.json"):
+        check_sum(folder / name)
     config = RunConfig.from_json(folder / "config.json")
     progress = read_progress(folder / "progress.json")
     shapes = weight_shapes(config.model)
     weights = _read_arrays(folder / "model.safetensors")
     check_weights(weights, shapes, str(folder / "model.safetensors"))
-    return Checkpoint(config, progress, {name: weights[name] for name in shapes}, {})
+    return Checkpoint(config, progress, {name: weights[name] for name in shapes}, {}, read_manifest(folder)["logs"])
 
 
 def _to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -180,8 +222,9 @@ def _to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file. Raises UserError where it is missing or broken."""
+    """The arrays of a safetensors file. Raises UserError where it is missing, broken or changed."""
     try:
+        check_sum(path)
         return safetensors.numpy.load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is incomplete; use another one.") from None

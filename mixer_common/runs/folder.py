@@ -1,9 +1,11 @@
 """A run's folder: what a training run writes beside its checkpoint."""
 
+import hashlib
 import io
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,9 +15,10 @@ from filelock import FileLock
 
 from mixer_common import files
 from mixer_common.errors import UserError
-from mixer_common.runs import checkpoint, lock
+from mixer_common.runs import checkpoint, history, lock
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.runs.events import Events
+from mixer_common.runs.history import Keep
 from mixer_common.runs.overwriting import check_free, remove_run
 
 # TensorBoard's tag for each figure of a row of metrics.jsonl that it shows.
@@ -45,24 +48,37 @@ def lock_resumable(path: Path) -> FileLock:
     return lock.lock_run(path)
 
 
-def read_resumable(path: Path) -> Checkpoint:
-    """The checkpoint that the run in the folder `path` goes on from. Raises UserError where there is none."""
+def read_resumable(path: Path, step: int | None = None) -> Checkpoint:
+    """The checkpoint that the run in the folder `path` goes on from, and prints a line where it is not the newest.
+
+    step: of the checkpoint to go on from; None: the newest that is whole. Raises UserError where there is none.
+    """
     if not checkpoint.exists(path / "checkpoint"):
         raise UserError(f"{path} was stopped before its first checkpoint: begin it anew with --overwrite.")
-    return checkpoint.load(path / "checkpoint")
+    state, lines = history.load(path, step)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    return state
 
 
 class RunFolder:
     """The folder of a run that trains: config.json, metrics.jsonl, step_losses.npy, summary.json, checkpoint/,
     pictures/ and TensorBoard's events.
 
-    `begin` and `resume` open one. Use it as a context, which closes the events and gives back the lock.
+    `begin` and `resume` open one. Use it as a context, which waits for the last checkpoint, closes the events and gives
+    back the lock.
     """
 
     def __init__(
-        self, path: Path, config: RunConfig, losses: np.ndarray, metrics: list[dict[str, Any]], folder_lock: FileLock
+        self,
+        path: Path,
+        config: RunConfig,
+        losses: np.ndarray,
+        metrics: list[dict[str, Any]],
+        folder_lock: FileLock,
+        keep: Keep = 2,
     ):
-        """losses: of the steps so far, (steps,); metrics: the rows of the epochs so far; folder_lock: held on it."""
+        """losses: of the steps so far, (steps,); metrics: the rows of the epochs so far; folder_lock: held on it;
+        keep: which checkpoints are kept."""
         self.path = path
         self.checkpoint = path / "checkpoint"
         self.pictures = path / "pictures"
@@ -70,10 +86,13 @@ class RunFolder:
         self.metrics = metrics
         self._losses = [losses]
         self._lock = folder_lock
+        self._keep: Keep = keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None  # the checkpoint that is being written
         self._events = Events(path, len(losses))
 
     @classmethod
-    def begin(cls, path: Path, config: RunConfig, overwrite: bool) -> "RunFolder":
+    def begin(cls, path: Path, config: RunConfig, overwrite: bool, keep: Keep = 2) -> "RunFolder":
         """Makes the folder for a new run, and locks it.
 
         Raises UserError where something lies there, unless it is a run that is to be overwritten; then what that run
@@ -86,19 +105,31 @@ class RunFolder:
         remove_run(path)
         (path / "pictures").mkdir(exist_ok=True)
         _write_config(path, config)
-        return cls(path, config, np.zeros(0, np.float32), [], folder_lock)
+        return cls(path, config, np.zeros(0, np.float32), [], folder_lock, keep)
 
     @classmethod
-    def resume(cls, path: Path, config: RunConfig, step: int, folder_lock: FileLock) -> "RunFolder":
+    def resume(
+        cls,
+        path: Path,
+        config: RunConfig,
+        step: int,
+        folder_lock: FileLock,
+        keep: Keep = 2,
+        logs: Mapping[str, str] | None = None,
+    ) -> "RunFolder":
         """Opens the folder of a run whose checkpoint is at `step`, and drops what was logged after it.
 
         What is damaged in losses and metrics does not matter for the steps to come: a line says what is left out of
-        the history, and each loss that is lost is NaN. folder_lock: of lock_run, taken before the checkpoint was read.
+        the history, and each loss that is lost is NaN. folder_lock: of lock_run, taken before the checkpoint was read;
+        logs: the checkpoint's.
         """
         losses, rows = _history(path, step, np.float64 if config.train.precision == "float64" else np.float32)
+        for name, content in _log_contents(losses, rows).items():
+            if (logs or {}).get(name, digest := hashlib.sha256(content).hexdigest()) != digest:
+                print(f"warning: {path / name} is not as the checkpoint's training left it: it was changed or damaged.")
         (path / "pictures").mkdir(exist_ok=True)
         _write_config(path, config)
-        return cls(path, config, losses, rows, folder_lock)
+        return cls(path, config, losses, rows, folder_lock, keep)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -106,8 +137,15 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._events.close()
-        self._lock.release()
+        try:
+            self.wait()
+        except Exception:
+            if error is None:  # else that one tells what ended the run
+                raise
+        finally:
+            self._writer.shutdown()
+            self._events.close()
+            self._lock.release()
 
     def add_losses(self, losses: np.ndarray, first_step: int) -> None:
         """Adds the training losses of the steps from `first_step` on, counted from 0."""
@@ -132,14 +170,30 @@ class RunFolder:
         weights: Mapping[str, np.ndarray],
         moments: Mapping[str, Mapping[str, np.ndarray]],
     ) -> None:
-        """Writes losses and metrics, then the checkpoint that they belong to. weights, moments: see Checkpoint."""
-        buffer = io.BytesIO()
-        np.save(buffer, self.losses())
-        files.replace_file(self.path / "step_losses.npy", buffer.getvalue())
-        rows = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.metrics)
-        files.replace_file(self.path / "metrics.jsonl", rows.encode())
-        checkpoint.save(self.checkpoint, Checkpoint(self.config, progress, weights, moments))
-        self._events.flush()
+        """Writes losses and metrics, then the checkpoint that they belong to, beside the steps that follow.
+
+        One is written at a time: the next call waits for it, and raises what went wrong, as `wait` does. weights,
+        moments: see Checkpoint; they must not change.
+        """
+        self.wait()
+        accuracies = [row["test_accuracy"] for row in self.metrics]
+        is_best = bool(accuracies) and self.metrics[-1]["step"] == progress.step and accuracies[-1] == max(accuracies)
+        contents = _log_contents(self.losses(), self.metrics)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        state = Checkpoint(self.config, progress, weights, moments, sums)
+        self._written = self._writer.submit(self._write, contents, state, is_best)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written. Raises OSError where it cannot be."""
+        if self._written:
+            written, self._written = self._written, None
+            written.result()
+            self._events.flush()
+
+    def _write(self, logs: Mapping[str, bytes], state: Checkpoint, is_best: bool) -> None:
+        for name, content in logs.items():
+            files.replace_file(self.path / name, content)
+        history.save(self.path, state, self._keep, is_best)
 
     def has_summary(self, step: int) -> bool:
         """Whether the summary of the run's first `step` steps is written."""
@@ -151,6 +205,14 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         files.replace_file(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _log_contents(losses: np.ndarray, rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The contents of step_losses.npy and metrics.jsonl."""
+    buffer = io.BytesIO()
+    np.save(buffer, losses)
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    return {"step_losses.npy": buffer.getvalue(), "metrics.jsonl": lines.encode()}
 
 
 def _history(path: Path, step: int, dtype: type) -> tuple[np.ndarray, list[dict[str, Any]]]:

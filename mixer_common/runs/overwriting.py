@@ -4,13 +4,13 @@ import fnmatch
 from pathlib import Path
 
 from mixer_common.errors import UserError
-from mixer_common.runs import lock
+from mixer_common.runs import history, lock
 from mixer_common.runs.checkpoint import RunConfig
 
 # What a run writes, as patterns of names in its folder, in its checkpoint and among its pictures; --overwrite removes
 # nothing else.
 _FILES = ("config.json", "metrics.jsonl", "step_losses.npy", "summary.json", "events.out.tfevents.*", lock.NAME)
-_CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "progress.json")
+_CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "progress.json", "checksums.json")
 _PICTURES = (
     "first_test_batch.png",
     "augmented_batch.png",
@@ -19,8 +19,9 @@ _PICTURES = (
     "predictions.png",
 )
 _CONTENT = {".": _FILES, "pictures": _PICTURES} | dict.fromkeys(
-    ("checkpoint", ".checkpoint.new", ".checkpoint.old"), _CHECKPOINT_FILES
+    ("checkpoint", ".checkpoint.new", ".checkpoint.old", f"{history.FOLDER}/*"), _CHECKPOINT_FILES
 )
+_FOLDERS = ("pictures", "checkpoint", ".checkpoint.new", ".checkpoint.old", history.FOLDER)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -44,22 +45,23 @@ def _is_run(path: Path) -> bool:
         return True
     except UserError:
         return not (path / "config.json").exists() and all(
-            _is_ours(item.name, _FILES) or item.name in _CONTENT for item in path.iterdir()
+            _is_ours(item.name, _FILES) or item.name in _FOLDERS for item in path.iterdir()
         )
 
 
 def remove_run(path: Path) -> None:
     """Removes what a run wrote into its folder, but for the lock; what else lies there stays."""
     for name, patterns in _CONTENT.items():
-        folder = path / name
-        if folder.is_symlink() and name != ".":
-            folder.unlink()
-        elif folder.is_dir():
-            for item in folder.iterdir():
-                if item.name != lock.NAME and _is_ours(item.name, patterns) and not item.is_dir():
-                    item.unlink()
-            if name != "." and not any(folder.iterdir()):
-                folder.rmdir()
+        for folder in [path] if name == "." else sorted(path.glob(name)):
+            if folder.is_symlink() and folder != path:
+                folder.unlink()
+            elif folder.is_dir():
+                for item in folder.iterdir():
+                    if item.name != lock.NAME and _is_ours(item.name, patterns) and not item.is_dir():
+                        item.unlink()
+    for folder in [*path.glob(f"{history.FOLDER}/*"), *(path / name for name in _FOLDERS)]:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _is_ours(name: str, patterns: tuple[str, ...]) -> bool:

@@ -26,6 +26,7 @@ from mixer_common.options import (
     one_of,
 )
 from mixer_common.runs.checkpoint import RunConfig
+from mixer_common.runs.history import Keep
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.command_line import read_weights
 
@@ -50,6 +51,10 @@ class TrainArguments:
     """Folder of the run. Default: runs/<framework>-<model>-<dataset>-<seed>."""
     resume: bool = False
     """Continue the run in --out, whichever framework began it."""
+    resume_from: int | None = None
+    """With --resume: continue from the checkpoint of this step, one of those that --keep kept. Default: the newest."""
+    keep: Keep = 2
+    """Number of the newest checkpoints to keep, at least 1; best: two, and the one of the best test accuracy."""
     overwrite: bool = False
     """Delete the run in --out and begin a new one."""
     init_from: str | None = None

@@ -54,6 +54,7 @@ def run_training(
         if progress.step < num_steps:
             if not progress.step:  # the signal came before the first epoch, whose end would have written a checkpoint
                 run.save(progress, trainer.weights(), trainer.moments())
+            run.wait()
             print(messages.stopped(stop.name, progress.step, num_steps, run.path))
             return stop.exit_code
         if logits is None:  # an earlier process ended between the last checkpoint and the summary
@@ -119,6 +120,7 @@ def _finish(
     run: RunFolder, progress: TrainingProgress, dataset: Dataset, logits: np.ndarray, framework: Framework, device: str
 ) -> None:
     """Writes the summary and the pictures of the results. logits: of the test images, (N, num_classes)."""
+    run.wait()  # the summary says that the run is complete
     last_row = run.metrics[-1]
     run.write_summary(summarise(run.config, progress, dataset, last_row, framework, device))
     title = f"{framework.name} {run.config.model_name} on {dataset.name}"

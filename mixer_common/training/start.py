@@ -46,7 +46,9 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
     """
     path = run_to_resume(arguments)
     # Locked before the checkpoint is read: a process that trains the run meanwhile would replace it.
-    resumed = (path, lock_resumable(path), read_resumable(path)) if path else None
+    resumed = (path, lock_resumable(path), read_resumable(path, arguments.resume_from)) if path else None
+    if path and resumed:
+        check_config(path, resumed[2].config)
     device = framework.prepare(arguments.device, arguments.train.precision)
     description = framework.describe(device)
     dataset = load_dataset(arguments.dataset, arguments.data_dir, framework.download)
@@ -78,7 +80,11 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
 
 def run_to_resume(arguments: TrainArguments) -> Path | None:
     """The folder of the run to resume; None for a new run. Raises UserError where options contradict each other."""
+    if arguments.keep != "best" and arguments.keep < 1:
+        raise UserError(f"--keep is {arguments.keep}, but at least 1 checkpoint, the newest, must be kept.")
     if not arguments.resume:
+        if arguments.resume_from is not None:
+            raise UserError("--resume-from needs --resume: it tells the checkpoint that a run goes on from.")
         return None
     if arguments.overwrite:
         raise UserError("--resume and --overwrite exclude each other: give one of them.")
@@ -120,7 +126,7 @@ def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: 
         picture_size=dataset.train_images.shape[1],
         init_from=(given.origin if given else "") or str(arguments.init_from or ""),
     )
-    run = RunFolder.begin(path, run_config, arguments.overwrite)
+    run = RunFolder.begin(path, run_config, arguments.overwrite, arguments.keep)
     return StartingPoint(run, TrainingProgress(0, ((framework, 0),)), weights, None)
 
 
@@ -156,8 +162,21 @@ def resume_run(
     frameworks = state.progress.frameworks
     if state.last_framework != framework:
         frameworks = (*frameworks, (framework, state.progress.step))
-    run = RunFolder.resume(path, replace(config, train=recipe), state.progress.step, folder_lock)
+    run = RunFolder.resume(
+        path, replace(config, train=recipe), state.progress.step, folder_lock, arguments.keep, state.logs
+    )
     return StartingPoint(run, replace(state.progress, frameworks=frameworks), state.weights, state.moments)
+
+
+def check_config(path: Path, config: RunConfig) -> None:
+    """Raises UserError where the run's config.json tells another run than its checkpoint, but for the length."""
+    written = RunConfig.from_json(path / "config.json")
+    same = {name: getattr(config.train, name) for name in ("epochs", "steps", "accumulation")}
+    if replace(written, train=replace(written.train, **same)) != config:
+        raise UserError(
+            f"{path / 'config.json'} was changed or damaged: it tells another run than the checkpoint's; copy "
+            f"{path / 'checkpoint' / 'config.json'} over it."
+        )
 
 
 def resumed_recipe(config: RunConfig, arguments: TrainArguments) -> TrainConfig:

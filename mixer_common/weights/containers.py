@@ -1,4 +1,5 @@
-"""The containers of named arrays: safetensors, .npz, Flax's msgpack, torch.save's files; known by their content.
+"""The containers of named arrays: safetensors, .npz, Flax's msgpack, torch.save's files, Orbax' folders; known by
+their content.
 
 A new container has a module with the functions `read` and `write`, an entry in each of _READERS and WRITERS, and a
 line in `_container` that recognises its first bytes. Whatever the size, reading holds the arrays once, and writing
@@ -28,8 +29,11 @@ Arrays = Mapping[str, np.ndarray]
 def read(path: Path, progress: ByteCallback) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of a file, and the name of its container.
 
-    Raises UserError where the file is missing, of no known container, damaged, or would run code.
+    A folder is one of Orbax, which JAX reads. Raises UserError where the file is missing, of no known container,
+    damaged, or would run code.
     """
+    if path.is_dir():
+        return _read_orbax(path), "msgpack"
     try:
         raw = _CountedFile(path, "r", "reading", progress)
     except FileNotFoundError:
@@ -105,6 +109,17 @@ class _CountedFile(io.FileIO):
         self.done += size or 0
         self.progress(self.activity, min(self.done, self.total), self.total)
         return size
+
+
+def _read_orbax(path: Path) -> dict[str, np.ndarray]:
+    try:
+        reader = load_plugin("mlp_mixer.containers", "jax")
+    except UserError as error:
+        raise UserError(
+            f"{path} is a folder of Orbax: {str(error).rstrip('.')}, or where JAX is, write its tree to a file with "
+            "flax.serialization.msgpack_serialize."
+        ) from None
+    return reader.read(path)
 
 
 def _read_torch(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:

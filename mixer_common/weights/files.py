@@ -41,14 +41,18 @@ def load_weights(path: str | Path, progress: ByteCallback = _no_progress, **opti
     image_size; see weights.recognition.recognise_weights. Raises UserError where there is no complete Mixer.
     """
     located = locate(path, progress)
-    weights = _load(located.path, progress, options)
-    return replace(weights, origin=located.origin, notes=(*located.notes, *weights.notes))
+    path, notes = located.path, located.notes
+    if path.is_dir():
+        path = folders.weights_in(path)
+        if path != located.path and not path.suffix:  # of several steps the latest, of Flax or Orbax
+            notes = (*notes, f"{path.relative_to(located.path)} in {located.path}")
+    weights = _load(path, progress, options)
+    return replace(weights, origin=located.origin, notes=(*notes, *weights.notes))
 
 
 def _load(path: Path, progress: ByteCallback, options: dict[str, Any]) -> ModelWeights:
-    """The model in a file or folder of this machine; see load_weights."""
-    if path.is_dir():
-        path = folders.weights_in(path)
+    """The model in a file of weights, an index of its parts, or a folder of Orbax; see load_weights."""
+    files.check_sum(path)
     is_index = path.name.endswith(".index.json")
     arrays, container = folders.read_parts(path, progress) if is_index else containers.read(path, progress)
     config_path = path.with_name("config.json")
@@ -62,6 +66,7 @@ def _load(path: Path, progress: ByteCallback, options: dict[str, Any]) -> ModelW
         weights = replace(weights, format="msgpack")
     details = {name: options[name] for name in DETAILS if name in options}
     if weights.format == "canonical" and config_path.is_file():
+        files.check_sum(config_path)
         config = model_config_from_json(files.read_json(config_path).get("model"), f"'model' in {config_path}")
         check_weights(weights.arrays, weight_shapes(config), str(path))
         return with_details(replace(weights, config=config, assumed=()), str(path), **details)

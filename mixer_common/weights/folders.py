@@ -1,6 +1,7 @@
 """Folders of weights: a run's, a checkpoint's, and those of timm and Hugging Face with their config.json."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ def weights_in(folder: Path) -> Path:
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
+    if latest := _latest_of_flax(folder):
+        return latest
     others = sorted(path for path in folder.iterdir() if path.suffix in containers.WRITERS and path.is_file())
     if len(others) == 1:
         return others[0]
@@ -55,6 +58,31 @@ def weights_in(folder: Path) -> Path:
         f"{folder} holds no weights: expected a run, a checkpoint or another folder with "
         "model.safetensors; name one of these, or a file of weights."
     )
+
+
+def _latest_of_flax(folder: Path) -> Path | None:
+    """The checkpoint of the highest step among those that functions of Flax or Orbax wrote into a folder: checkpoint_5,
+    a file or a folder, or 5, a folder with an item such as `default`; or the folder itself, if Orbax wrote it."""
+    if orbax := _orbax_folder(folder):
+        return orbax
+    steps = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"(?:checkpoint_)?(\d+)", path.name))
+        and (_orbax_folder(path) or (path.is_file() and match[0] != match[1]))
+    }
+    if not steps:
+        return None
+    latest = steps[max(steps)]
+    return latest if latest.is_file() else _orbax_folder(latest)
+
+
+def _orbax_folder(folder: Path) -> Path | None:
+    """The folder of one checkpoint of Orbax: this one, or its single item."""
+    if not folder.is_dir():
+        return None
+    items = [path for path in (folder, *sorted(folder.iterdir())) if (path / "_METADATA").is_file()]
+    return items[0] if items else None
 
 
 def read_parts(index: Path, progress: ByteCallback) -> tuple[dict[str, np.ndarray], str]:
@@ -84,6 +112,11 @@ def read_parts(index: Path, progress: ByteCallback) -> tuple[dict[str, np.ndarra
         part, container = containers.read(
             path, lambda activity, size, _, done=done: progress(activity, done + size, total)
         )
+        if doubled := arrays.keys() & part.keys():
+            raise UserError(
+                f"{index} names parts of which two hold {min(doubled)}, one of them {path.name}: remove the part that "
+                "is too much, or use another copy."
+            )
         arrays |= part
         done += path.stat().st_size
     if lost := [name for name in places if name not in arrays]:

@@ -12,6 +12,7 @@ from mixer_common.weights.containers import ByteCallback
 from mixer_common.weights.patterns import Source, file_arrays
 from mixer_common.weights.reading import flatten
 from mixer_common.weights.recognition import recognise_weights
+from mixer_common.weights.stacking import unstack
 from mixer_common.weights.wrapping import choose_weights, find_weights
 
 
@@ -23,7 +24,14 @@ def arrays_like(
     names: what the user states of the file's names; see patterns.read_names. Keys of dicts around a state dict of
     torch's are left out. Raises UserError where the file holds no Mixer, or one of another block or depth.
     """
+    if model.is_dir():
+        raise UserError(f"{model} is a folder: name the file of weights in it.")
     arrays, container = containers.read(model, progress)
+    if notes := unstack(flatten(arrays))[1]:
+        raise UserError(
+            f"{model} holds {' and '.join(notes)}, which is read and not written: name another file, or state a format "
+            "with --to."
+        )
     theirs = recognise_weights(arrays, str(model), names=names, without_head=True, block=weights.config.block)
     ours = weights.config
     if theirs.config.num_blocks != ours.num_blocks:

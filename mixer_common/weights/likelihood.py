@@ -77,15 +77,18 @@ def _words(structure: Structure) -> int:
             first, second = ("first", "second") if role.endswith("fc1") else ("second", "first")
         pairs.append((f"blocks.0.{role}.weight", first, second))
     for name, mine, other in pairs:
+        if name not in names:  # a file without a head
+            continue
         words = names[name].name
         if mine in ("first", "second"):
             words = " " + SEPARATOR.split(words.rpartition(".")[0] or words)[-1]
         elif mine in ("token", "channel"):
             words = re.sub(r"^.*?\d", "", words)
         score += bool(_WORDS[mine].search(words)) - bool(_WORDS[other].search(words))
-    leaf = SEPARATOR.split(names["head.weight"].name)[-1]
+    linear = names["blocks.0.channel_mixing.fc1.weight"]
+    leaf = SEPARATOR.split(linear.name)[-1]
     if leaf in ("kernel", "weight"):
-        score += (leaf == "kernel") == ("i o" in names["head.weight"].pattern)
+        score += (leaf == "kernel") == ("i o" in linear.pattern)
     return score
 
 
@@ -107,7 +110,8 @@ def _order(structure: Structure, place: Mapping[str, int]) -> int:
     places = {role: place[structure.names[f"blocks.0.{role}.weight"].name] for role in ROLES}
     norms, matrices = ([role for role in ROLES if role.endswith("norm") == is_norm] for is_norm in (True, False))
     pairs = [*itertools.combinations(norms, 2), *itertools.combinations(matrices, 2)]
-    ends = place[structure.names["stem.weight"].name] < place[structure.names["head.weight"].name]
+    head = structure.names.get("head.weight")
+    ends = head is None or place[structure.names["stem.weight"].name] < place[head.name]
     return sum(places[a] < places[b] for a, b in pairs) + ends
 
 

@@ -17,6 +17,7 @@ from mixer_common.weights.formats import FORMATS, Format
 from mixer_common.weights.patterns import Source, canonical_arrays, describe_names
 from mixer_common.weights.pixels import OWN_SCALE, PixelScale, describe_scale, fold_scale, is_scale, scale_in_arrays
 from mixer_common.weights.reading import flatten, plain_array
+from mixer_common.weights.stacking import unstack
 from mixer_common.weights.structure import NoStructure, Structure, recognise_structure
 from mixer_common.weights.wrapping import WrappedWeights, choose_weights, find_weights, is_counter, is_moment
 
@@ -56,17 +57,18 @@ def recognise_weights(
     """
     if unknown := details.keys() - set(DETAILS):
         raise TypeError(f"no details of weights: {sorted(unknown)}")
-    arrays = flatten(arrays)
+    arrays, notes = unstack(flatten(arrays))
     sets = find_weights(list(arrays))
     if names or not sets:
-        return _by_structure(arrays, origin, prefer, pixels, names or {}, details)
+        weights = _by_structure(arrays, origin, prefer, pixels, names or {}, without_head, details)
+        return replace(weights, notes=(*notes, *weights.notes))
     wrapped, choice = choose_weights(sets, prefer, origin)
     format, table, prefix, num_blocks, _ = wrapped
     if details.get("block", table.blocks[0]) not in table.blocks:
         own, other = ("mixer", "tutorial's") if table.blocks == ("mixer",) else ("tutorial's", "mixer")
         raise UserError(f"{origin} is in the {format} format, which has the {own} block only: leave out the {other}.")
     found = _arrays_of(arrays, wrapped, sets)
-    notes = [choice] if choice else []
+    notes += [choice] if choice else []
     pixels, buffer_names = _pixel_scale(arrays, pixels, notes, origin)
     found = {name: array for name, array in found.items() if name not in buffer_names}
     head = [prefix + table.file_name(name, num_blocks) for name in ("head.weight", "head.bias")]
@@ -76,10 +78,7 @@ def recognise_weights(
     config, wrong, block_is_told = _find_config(table, prefix, found, num_blocks, details.get("block"))
     if not has_head and not (without_head and not wrong):
         if not wrong:
-            raise UserError(
-                f"{origin} holds the weights of a Mixer without its head ({' and '.join(head)}): state the number of "
-                "classes, --num-classes, to give it a head of zeros."
-            )
+            raise _no_head(origin, f" ({' and '.join(head)})")
         wrong = [f"{name} is missing" for name in head] + wrong
     if wrong:
         raise UserError(
@@ -101,6 +100,7 @@ def _by_structure(
     prefer: str | None,
     pixels: PixelScale | None,
     names: Mapping[str, Source],
+    without_head: bool,
     details: dict[str, Any],
 ) -> ModelWeights:
     """The model in arrays whose names no table knows."""
@@ -119,6 +119,9 @@ def _by_structure(
     wrapped = [WrappedWeights("structure", FORMATS["canonical"], prefix, 0, 0) for prefix in sets]
     chosen, choice = choose_weights(wrapped, prefer, origin)
     structure = sets[chosen.prefix]
+    has_head = "head.weight" in structure.names
+    if not has_head and not without_head:
+        raise _no_head(origin)
     notes += [choice] if choice else []
     plain = {source.name: plain_array(arrays[source.name]) for source in structure.names.values()}
     if wrong := [f"{name} holds {array.dtype}" for name, array in plain.items() if array.dtype.kind != "f"]:
@@ -128,7 +131,7 @@ def _by_structure(
     notes += [f"by its structure: {line}" for line in describe_names(structure.names, config)]
     assumed = _assumed(details, structure.block_is_told, pixels)
     canonical = canonical_arrays(plain, structure.names, config)
-    weights = ModelWeights(config, canonical, "structure", assumed, tuple(notes), structure.names)
+    weights = ModelWeights(config, canonical, "structure", assumed, tuple(notes), structure.names, has_head)
     return with_details(fold_scale(weights, pixels or OWN_SCALE), origin, **details)
 
 
@@ -170,6 +173,13 @@ def _sets_by_structure(
         if sets:
             return sets
     return {}
+
+
+def _no_head(origin: str, names: str = "") -> UserError:
+    return UserError(
+        f"{origin} holds the weights of a Mixer without its head{names}: state the number of classes, --num-classes, "
+        "to give it a head of zeros."
+    )
 
 
 def _no_mixer(names: Iterable[str], origin: str) -> UserError:

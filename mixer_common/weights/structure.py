@@ -126,12 +126,12 @@ def _structures(shapes: Shapes, block: str | None, given: Mapping[str, Source]) 
         return []
     ordered = list(shapes) != sorted(shapes)  # a sorted file does not tell how the model was built
     found: list[Structure] = []
-    for blocks, rest in _blocks(modules):
+    for has_head, (blocks, rest) in itertools.product((True, False), list(_blocks(modules))):
         for kind in [block] if block else ["mixer", "tutorial"]:
             fitting = [
                 structure
                 for transposed in (False, True)
-                for ends in _ends(rest, transposed)
+                for ends in _ends(rest, transposed, has_head)
                 for structure in _fitting(blocks, ends, kind, transposed)
                 if _agrees(structure, given)
             ]
@@ -195,28 +195,38 @@ class _Ends(NamedTuple):
     stem: Module
     stem_pattern: str
     norm: Module
-    head: Module
-    head_pattern: str
+    head: Module | None  # None: the file has none
+    head_pattern: str  # that of the other linear layers where there is no head
     hidden_dim: int
     patch_size: int
     num_classes: int
 
 
-def _ends(rest: Sequence[Module], transposed: bool) -> Iterator[_Ends]:
-    """Every way to take the rest as stem, norm and head."""
+def _ends(rest: Sequence[Module], transposed: bool, has_head: bool) -> Iterator[_Ends]:
+    """Every way to take the rest as stem, norm and head, or as stem and norm alone."""
     norms, matrices = [m for m in rest if m.is_norm], [m for m in rest if not m.is_norm]
-    if len(norms) != 1 or len(matrices) != 2:
+    if len(norms) != 1 or len(matrices) != 1 + has_head:
         return
     (norm,) = norms
     C = norm.shape[0]
-    for stem, head in itertools.permutations(matrices):
-        for head_pattern in _linear_patterns(head, transposed):
-            sizes = _sizes(head, head_pattern)
-            if sizes is None or sizes[1] != C or not _bias_fits(head, sizes[0]):
-                continue
+    if not _bias_fits(norm, C):
+        return
+    for stem, *heads in itertools.permutations(matrices):
+        for head, head_pattern, num_classes in _heads(heads, C, transposed):
             for stem_pattern, patch in _stem_patterns(stem, C, transposed):
-                if _bias_fits(stem, C) and _bias_fits(norm, C):
-                    yield _Ends(stem, stem_pattern, norm, head, head_pattern, C, patch, sizes[0])
+                if _bias_fits(stem, C):
+                    yield _Ends(stem, stem_pattern, norm, head, head_pattern, C, patch, num_classes)
+
+
+def _heads(heads: Sequence[Module], C: int, transposed: bool) -> Iterator[tuple[Module | None, str, int]]:
+    """The head that one module can be, its layouts and its number of classes; of no module, one of one class."""
+    if not heads:
+        yield None, "i o" if transposed else "o i", 1
+    for head in heads:
+        for pattern in _linear_patterns(head, transposed):
+            sizes = _sizes(head, pattern)
+            if sizes and sizes[1] == C and _bias_fits(head, sizes[0]):
+                yield head, pattern, sizes[0]
 
 
 def _stem_patterns(stem: Module, C: int, transposed: bool) -> Iterator[tuple[str, int]]:
@@ -291,13 +301,17 @@ def _structure(blocks, order, patterns, ends: _Ends, kind: str, sizes: tuple[int
         S, ends.patch_size, kind, ends.head_pattern, num_classes=ends.num_classes, hidden_dim=ends.hidden_dim,
         num_blocks=len(blocks), tokens_mlp_dim=T, channels_mlp_dim=D,
     )  # fmt: skip
-    modules = {"stem": (ends.stem, ends.stem_pattern), "norm": (ends.norm, "o"), "head": (ends.head, ends.head_pattern)}
+    modules = {"stem": (ends.stem, ends.stem_pattern), "norm": (ends.norm, "o")}
+    if ends.head:
+        modules["head"] = ends.head, ends.head_pattern
     for number, block in enumerate(blocks):
         for role, i in zip(ROLES, order, strict=True):
             modules[f"blocks.{number}.{role}"] = block[i], patterns.get(i, "o")
     names = {}
     for name in weight_shapes(config):
-        module, pattern = modules[name.rpartition(".")[0]]
+        module, pattern = modules.get(name.rpartition(".")[0], (None, ""))
+        if module is None:
+            continue
         if name.endswith(".weight"):
             names[name] = Source(module.weight, pattern)
         elif module.bias:

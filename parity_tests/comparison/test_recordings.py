@@ -1,7 +1,9 @@
 """Recordings in files: the same arrays to the bit, streamed or not; checked when they are read; as sides."""
 
 import json
+import os
 import struct
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from helpers import FRAMEWORKS, SMALL, identical, model_weights, random_weights
+from helpers import FRAMEWORKS, SCRIPTS, SMALL, identical, model_weights, random_weights
 
 from mixer_common.comparison import recording_files
 from mixer_common.comparison.compare import compare
@@ -317,14 +319,14 @@ def test_a_recording_gives_what_was_recorded_and_nothing_else(tmp_path):
     side = open_recording(f"torch:{path}")
     assert isinstance(side, RecordingSubject)
     assert (side.config, side.framework) == (SMALL, "torch")
-    recording = side.record(INPUTS, "float32")
-    assert recording.origin.precision == "float64"
+    recording = side.record(INPUTS, "float64")
     assert recording.origin.name == f"torch:{path}"
-    assert recording.origin.model == "a recording of the/model, a small Mixer"
+    assert recording.origin.model == "a recording in float64 of the/model, a small Mixer"
     assert identical(recording.activations, subject().record(INPUTS, "float64").activations)
     others = Inputs(IMAGES[::-1], INPUTS.labels, "others")
     for arguments, message in (
         ((others, "float64"), "was recorded on 3 images of noise"),
+        ((INPUTS, "float32"), "was recorded in float64, not in float32"),
         ((INPUTS, "float64", True), "was recorded without gradients"),
         ((INPUTS, "float64", False, {}), "cannot go on from the activations of another model"),
     ):
@@ -347,3 +349,130 @@ def test_recordings_of_both_frameworks_agree_and_part_where_they_should(tmp_path
     assert not parts.agrees
     assert parts.first_past_bound
     assert parts.first_past_bound.name == "stem"
+
+
+# ---- The scripts.
+
+
+@pytest.fixture
+def model(tmp_path):
+    save_weights(tmp_path / "model", model_weights(SMALL), "canonical")
+    return tmp_path / "model"
+
+
+def test_a_golden_file_is_held_against_a_live_side(script, tmp_path, model):
+    """Recorded in JAX with gradients, compared with PyTorch, where no data set is needed: exit codes 0, 1 and 2."""
+    golden = tmp_path / "golden.safetensors"
+    code, out, err = script("record", model, golden, *DIGITS, "--gradients")
+    assert (code, err) == (0, "")
+    assert "Images     3 test images of scikit-learn's bundled handwritten digits" in out
+    assert f"Model      {model}: canonical weights of custom" in out
+    assert f"Recording  {golden}, " in out
+    for sides in ((golden, f"torch:{model}"), (f"torch:{model}", golden), (golden, golden)):
+        code, out, _ = script("compare", *sides, "--dataset", "cifar10", "--data-dir", tmp_path, "--gradients")
+        assert code == 0
+        assert "They agree" in out
+        assert "A recording holds its images: --images, --dataset and --data-dir have no effect." in out
+        assert "Images     3 test images of scikit-learn's bundled handwritten digits" in out
+        assert "a recording in float64 of " in out
+    code, out, _ = script("compare", golden, f"torch:{model}", "--isolate")
+    assert code == 0
+    assert "have no effect" not in out
+
+    other = model_weights(SMALL)
+    other.arrays["blocks.1.channel_mixing.fc1.bias"][3] += 0.25
+    save_weights(tmp_path / "other", other, "canonical")
+    code, out, _ = script("compare", golden, tmp_path / "other")
+    assert code == 1
+    assert "They part at blocks.1.channel_mixing.fc1: " in out
+
+    script("record", f"torch:{model}", tmp_path / "more.safetensors", "--dataset", "digits", "--images", 4)
+    code, _, err = script("compare", golden, tmp_path / "more.safetensors")
+    assert code == 2
+    assert "was recorded on 4 test images of scikit-learn's" in err
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_live_side_computes_in_the_precision_of_the_recording(script, tmp_path, model, precision):
+    golden = tmp_path / "golden.safetensors"
+    assert script("record", f"torch:{model}", golden, *DIGITS, "--precision", precision)[0] == 0
+    code, out, _ = script("compare", golden, f"jax:{model}")
+    assert code == 0
+    assert f"Precision  {precision}\n" in out
+    code, out, _ = script("compare", golden, f"jax:{model}", "--precision", "float64")
+    assert code == 0
+    assert f"a recording in {precision} of " in out
+
+
+def test_a_module_is_recorded(script, tmp_path):
+    """Its layers are matched first, so that its recording is one like any other."""
+    port = Path(__file__).with_name("ports") / "torch_port.py"
+    code, out, _ = script("record", f"torch:{port}:build", tmp_path / "port.safetensors", *DIGITS, "--gradients")
+    assert code == 0
+    assert "Model " in out
+    code, out, _ = script("compare", tmp_path / "port.safetensors", f"torch:{port}:build", "--gradients")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{model}", "out.npz"), "out.npz does not end in .safetensors"),
+        (("{model}", "{model}/new.safetensors", "--images", 0), "--images is 0"),
+        (("{model}", "{model}/model.safetensors"), "exists already"),
+        (
+            ("{model}", "{model}/model.safetensors", "--overwrite"),
+            "is no recording, so --overwrite does not replace it",
+        ),
+        (("{golden}", "{model}/new.safetensors"), "is a recording already"),
+        (("nothing", "{model}/new.safetensors"), "nothing does not exist"),
+        (("{model}", "{golden}"), "exists already: replace it with --overwrite"),
+    ],
+)
+def test_record_refuses_in_one_sentence(script, tmp_path, model, arguments, message):
+    golden = tmp_path / "golden.safetensors"
+    subject().record_to_file(golden, INPUTS, "float32")
+    before = golden.read_bytes()
+    code, _, err = script("record", *(str(text).format(model=model, golden=golden) for text in arguments))
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert golden.read_bytes() == before
+    assert not (model / "new.safetensors").exists()
+
+
+def test_a_truncated_recording_and_a_recording_as_weights_are_one_sentence(script, tmp_path, model):
+    golden = tmp_path / "golden.safetensors"
+    subject().record_to_file(golden, INPUTS, "float32")
+    code, _, err = script("convert", golden, tmp_path / "out.npz", "--to", "npz")
+    assert code == 2
+    assert "is a recording of what a model computed, no file of weights" in err
+    code, _, err = script("record", model, golden, *DIGITS, "--overwrite")
+    assert code == 0
+    golden.write_bytes(golden.read_bytes()[:-1])
+    for sides in ((golden, model), (model, golden)):
+        code, _, err = script("compare", *sides)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert "is no complete recording" in err
+
+
+# ---- Another version.
+
+OTHER_PYTHON = os.environ.get("MLP_MIXER_OTHER_PYTHON", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OTHER_PYTHON, reason="needs MLP_MIXER_OTHER_PYTHON, the interpreter of another environment")
+@pytest.mark.parametrize("gradients", [(), ("--gradients",)])
+def test_a_recording_of_another_environment(script, tmp_path, model, gradients):
+    """Python, JAX and NumPy of other versions than these: the same numbers within rounding."""
+    path = tmp_path / "other.safetensors"
+    options = ("--precision", "float32", *map(str, DIGITS), *gradients)
+    subprocess.run([OTHER_PYTHON, SCRIPTS / "record.py", f"jax:{model}", path, *options], check=True)
+    ours = tmp_path / "ours.safetensors"
+    assert script("record", f"jax:{model}", ours, *options)[0] == 0
+    assert load_recording(path).origin.versions != load_recording(ours).origin.versions
+    code, out, _ = script("compare", ours, path)
+    assert code == 0
+    assert "They agree" in out

@@ -1,12 +1,13 @@
 """CIFAR-10 in Parquet files: found, joined in order, and refused where they are damaged."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.cifar_archives import assert_is, encode, load, parquet_table, refused, write_parquet
+from data.cifar_archives import CLASS_NAMES, assert_is, encode, load, parquet_table, refused, write_parquet
 from PIL import Image
 
 from mixer_common.data.decode import decode_image
@@ -23,6 +24,22 @@ def test_parquet_is_found_in_the_usual_folders(tmp_path, data, sub_folder):
 @pytest.mark.parametrize("image_column", ["img", "image"])
 def test_parquet_shards_are_joined_in_order(tmp_path, data, image_column):
     write_parquet(tmp_path, data, shards=12, image_column=image_column)
+    assert_is(load(tmp_path), data)
+
+
+def test_parquet_in_a_folder_for_each_split(tmp_path, data):
+    """As in Hugging Face's branch refs/convert/parquet."""
+    write_parquet(tmp_path, data)
+    for split in ("train", "test"):
+        (tmp_path / "plain_text" / split).mkdir(parents=True)
+        (tmp_path / f"{split}-00000-of-00001.parquet").rename(tmp_path / "plain_text" / split / "0000.parquet")
+    assert_is(load(tmp_path), data)
+
+
+def test_parquet_without_numbers(tmp_path, data):
+    write_parquet(tmp_path, data)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}-00000-of-00001.parquet").rename(tmp_path / f"{split}.parquet")
     assert_is(load(tmp_path), data)
 
 
@@ -98,3 +115,29 @@ def test_parquet_with_wrong_content(parquet_folder, table, parts):
 def test_jpeg_decodes_as_pillow_does(data, options):
     encoded = encode(data["train"][0][0], "JPEG", **options)
     np.testing.assert_array_equal(decode_image(encoded, "here"), np.asarray(Image.open(io.BytesIO(encoded))))
+
+
+def named(names: object) -> bytes:
+    """A Parquet file with one image whose metadata name the classes, as Hugging Face's datasets write them."""
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})}
+    table = parquet_table([GOOD], [0])
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("names", [list("0123456789"), [*CLASS_NAMES[1:], CLASS_NAMES[0]], CLASS_NAMES[:9]])
+def test_classes_that_are_not_those_of_cifar10_are_refused(parquet_folder, names):
+    (parquet_folder / TRAIN_FILE).write_bytes(named(names))
+    refused(parquet_folder, TRAIN_FILE, f"its classes are {', '.join(names)}, but those of CIFAR-10 are airplane")
+
+
+@pytest.mark.parametrize("names", [list(CLASS_NAMES), None, 3])
+def test_classes_of_cifar10_are_read(parquet_folder, names):
+    (parquet_folder / TRAIN_FILE).write_bytes(named(names))
+    assert len(load(parquet_folder).train_images) == 1
+
+
+def test_a_stray_file_is_not_trained_on_twice(parquet_folder):
+    (parquet_folder / "train-copy.parquet").write_bytes((parquet_folder / TRAIN_FILE).read_bytes())
+    refused(parquet_folder, "train-copy.parquet", TRAIN_FILE, "twice")

@@ -1,5 +1,8 @@
 """A user's own pictures, read as images for a model."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from data.cifar_archives import encode
@@ -63,6 +66,91 @@ def test_picture_of_other_modes(tmp_path, mode, file_format):
 def test_picture_of_16_bits_is_scaled_not_clipped(tmp_path):
     Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(tmp_path / "picture.png")
     assert (load_picture(tmp_path / "picture.png", 8) == 128).all()
+
+
+GREY = (np.arange(16 * 16).reshape(16, 16)).astype(np.uint8)
+
+
+def png_16(values: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG of 16 bits with further chunks before its pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff(values: np.ndarray, sample_format: int, photometric: int = 1) -> bytes:
+    """A grey TIFF. sample_format: 1 unsigned, 2 signed, 3 real numbers; photometric: 0 white is zero, 1 black is."""
+    data, bits = values.tobytes(), 8 * values.itemsize
+    height, width = values.shape
+    tags = (
+        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
+        (277, 3, 1), (278, 3, height), (279, 4, len(data)), (339, 3, sample_format),
+    )  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<HH" if kind == 3 else "<I", *((value, 0)[: 5 - kind]))
+        for tag, kind, value in tags
+    )
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+DEEP = GREY.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(png_16(DEEP), id="PNG of 16 bits"),
+        pytest.param(tiff(DEEP.astype("<u2"), 1), id="TIFF of 16 bits"),
+        pytest.param(tiff((65535 - DEEP).astype("<u2"), 1, 0), id="TIFF of 16 bits where white is zero"),
+        pytest.param(tiff(255 - GREY, 1, 0), id="TIFF of 8 bits where white is zero"),
+        pytest.param(tiff((GREY / 255).astype("<f4"), 3), id="TIFF of real numbers"),
+        pytest.param(b"P5 16 16 65535\n" + DEEP.astype(">u2").tobytes(), id="PGM of 16 bits"),
+        pytest.param(b"Pf\n16 16\n-1.0\n" + (GREY[::-1] / 255).astype("<f4").tobytes(), id="PFM"),
+    ],
+)
+def test_a_deep_picture_arrives_as_a_person_sees_it(tmp_path, data):
+    (tmp_path / "picture").write_bytes(data)
+    np.testing.assert_array_equal(load_picture(tmp_path / "picture", 16), np.repeat(GREY[..., None], 3, axis=2))
+
+
+def test_one_grey_of_16_bits_is_transparent(tmp_path):
+    (tmp_path / "picture.png").write_bytes(png_16(DEEP, (b"tRNS", struct.pack(">H", 100 * 257))))
+    expected = np.where(GREY == 100, 255, GREY)
+    np.testing.assert_array_equal(load_picture(tmp_path / "picture.png", 16)[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(tiff(GREY.astype("<i4"), 2), id="32 bits"),
+        pytest.param(tiff(GREY.astype("<u4") * 16843009, 1), id="32 bits without a sign"),
+        pytest.param(tiff(GREY.astype("<i2"), 2), id="16 bits with a sign"),
+        pytest.param(tiff((GREY * 257.0).astype("<f4"), 3), id="real numbers to 65535"),
+    ],
+)
+def test_grey_values_of_an_unknown_scale_are_refused(tmp_path, data):
+    (tmp_path / "picture.tif").write_bytes(data)
+    with pytest.raises(UserError, match=r"picture\.tif holds grey values from .* whose scale is not known: save it"):
+        load_picture(tmp_path / "picture.tif", 16)
+
+
+def test_twelve_bits_in_sixteen_are_suspected(tmp_path, capsys):
+    (tmp_path / "picture.png").write_bytes(png_16(DEEP // 16))
+    load_picture(tmp_path / "picture.png", 16)
+    assert "picture.png is dark, its values of 16 bits reach 4095 only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (15_000, 15_000)])
+def test_a_picture_of_too_many_pixels_is_not_read(tmp_path, size):
+    Image.new("1", size).save(tmp_path / "picture.png")
+    with pytest.raises(UserError, match=r"pixels?, more than 200 million|more than 200 million pixels: scale it down"):
+        load_picture(tmp_path / "picture.png", 16)
 
 
 def test_long_thin_picture_needs_little_memory(tmp_path):

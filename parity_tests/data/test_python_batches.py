@@ -1,5 +1,6 @@
 """CIFAR-10 in its original Python batches: read without running a pickle, and refused where they are damaged."""
 
+import gzip
 import os
 import pickle
 
@@ -46,6 +47,26 @@ def test_parquet_is_preferred_to_batches_and_batches_to_the_archive(tmp_path, da
     assert "batches folder" in load(tmp_path).source
     write_parquet(tmp_path / "cifar10", data)
     assert "Parquet" in load(tmp_path).source
+
+
+def test_a_folder_one_level_too_deep_is_read(tmp_path, data):
+    folder = write_batches_folder(tmp_path, data)
+    assert_is(load(folder), data)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tgz", "cifar-10-python.tar", "cifar-10-python.tar.gz"])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_an_archive_under_its_other_names(tmp_path, data, name, is_packed):
+    """Browsers unpack a .tar.gz and may leave its name."""
+    archive = python_archive(data)
+    (tmp_path / name).write_bytes(archive if is_packed else gzip.decompress(archive))
+    assert_is(load(tmp_path), data)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1.bin", "cifar-10-binary.tar.gz", "trainLabels.csv"])
+def test_forms_that_are_not_read_are_named(tmp_path, name):
+    (tmp_path / name).touch()
+    refused(tmp_path, name, "which is not read")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """CIFAR-10 as TFDS prepares it: read without TensorFlow, and refused where it is damaged."""
 
 import hashlib
+import shutil
 from importlib import import_module
 
 import pytest
@@ -32,8 +33,6 @@ def prepared(tmp_path_factory, data):
 @pytest.fixture
 def tfds_folder(tmp_path, prepared):
     """A copy of the prepared data set, to be damaged."""
-    import shutil
-
     shutil.copytree(prepared, tmp_path / "copy")
     (version,) = (tmp_path / "copy" / "cifar10").iterdir()
     return version
@@ -42,6 +41,18 @@ def tfds_folder(tmp_path, prepared):
 def test_tfds_data_set_is_found_by_either_folder(tfds_folder, data):
     assert_is(load(tfds_folder.parent.parent), data)
     assert_is(load(tfds_folder.parent), data)
+
+
+def test_tfds_folder_of_a_version_is_read(tfds_folder, data):
+    assert_is(load(tfds_folder), data)
+
+
+def test_an_older_version_is_read_where_the_newest_needs_tensorflow(tfds_folder, data):
+    newest = shutil.copytree(tfds_folder, tfds_folder.with_name("9.0.0"))
+    description = newest / "dataset_info.json"
+    description.write_text(description.read_text().replace("array_record", "tfrecord"))
+    assert_is(load(tfds_folder.parent), data)
+    assert tfds_folder.name in load(tfds_folder.parent).source
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])

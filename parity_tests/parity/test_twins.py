@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # An exception of a module, a class or a function is one of all that it holds.
 ONLY_IN_JAX = {
+    "api.record(layout='nhwc')": "the usual order of the axes of pixels in Flax",
     "device.Device": "JAX declares no type of a device that a type checker reads",
     "hooks.Hooks.__init__(one=None)": "what xla.materialize_gradient divides by",
     "hooks.Hooks.branches(one)": "what xla.materialize_gradient divides by",
@@ -23,6 +24,7 @@ ONLY_IN_JAX = {
     "model.gelu": "torch.nn.functional has one",
     "model.to_canonical(config)": "the shapes to transpose to; PyTorch's layouts are the canonical ones",
     "model.to_canonical(state)": "a tree, where PyTorch has tensors by name",
+    "orbax_folders": "a folder of Orbax takes Orbax to read, which comes with Flax",
     "optimizer.load_moments(params)": "the weights are no part of an optimizer of optax",
     "optimizer.load_moments(state)": "nor are the moments, which are replaced in PyTorch",
     "optimizer.moments(config)": "see model.to_canonical",
@@ -32,8 +34,10 @@ ONLY_IN_JAX = {
     "xla": "XLA compiles JAX, and PyTorch's eager code is not compiled",
 }
 ONLY_IN_TORCH = {
+    "api.record(layout='nchw')": "the usual order of the axes of pixels in PyTorch",
     "framework.Framework.__init__(compiled=False)": "torch.compile is a choice; JAX always compiles",
     "model.to_canonical(tensors)": "by name, where JAX has a tree",
+    "modules.OpenedModule.__init__(loaded=None)": "a module of Flax is given its weights when it is called",
     "optimizer.clip": "that of torch adds 1e-6 to the norm, that of optax does not",
     "optimizer.load_moments(model)": "an optimizer of torch knows the weights by their identity",
     "optimizer.load_moments(optimizer)": "an optimizer of torch holds the moments",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from helpers import example
 
 from mixer_common.config.train import MOMENTS
 from mixer_common.errors import UserError
-from mixer_common.runs import checkpoint
+from mixer_common.runs import checkpoint, history
+from mixer_common.weights.files import load_weights
 
 
 @pytest.mark.parametrize("optimizer", MOMENTS)
@@ -33,6 +35,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, optimizer, dtype, changes)
         assert all(before[name].tobytes() == after[name].tobytes() for name in before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
+        "checksums.json",
         "config.json",
         "model.safetensors",
         "optimizer.safetensors",
@@ -40,7 +43,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, optimizer, dtype, changes)
     ]
 
 
-@pytest.mark.parametrize("fail_at", range(1, 5))
+@pytest.mark.parametrize("fail_at", range(1, 7))
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fail_at):
     checkpoint.save(tmp_path / "checkpoint", example(step=7))
     calls = []
@@ -78,7 +81,9 @@ def test_a_stop_between_the_renames_loses_nothing(tmp_path, monkeypatch):
     assert checkpoint.load(folder).progress.step == 9
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "optimizer.safetensors", "progress.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "checksums.json", "model.safetensors", "optimizer.safetensors", "progress.json"]
+)
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty", "text"])
 def test_a_damaged_file_is_named(tmp_path, name, damage):
     folder = tmp_path / "checkpoint"
@@ -86,6 +91,8 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     data = (folder / name).read_bytes()
     if damage == "gone":
         (folder / name).unlink()
+        if name == "checksums.json":  # version 0.1 wrote none
+            return
     else:
         (folder / name).write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"not this"}[damage])
     with pytest.raises(UserError, match=name):
@@ -99,6 +106,9 @@ def test_weights_of_another_model_are_listed(tmp_path):
     values["model"]["num_blocks"] = 3
     values["model"]["hidden_dim"] = 32
     (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"config\.json was changed or damaged after it was written: its checksum"):
+        checkpoint.load(folder)
+    (folder / "checksums.json").unlink()
     with pytest.raises(UserError, match=r"blocks\.2\.token_norm\.weight is missing.*head\.weight has shape"):
         checkpoint.load(folder)
 
@@ -136,3 +146,65 @@ def test_arrays_are_plain_safetensors(tmp_path):
     assert all((weights[name].numpy() == saved.weights[name]).all() for name in saved.weights)
     moments = load_file(tmp_path / "checkpoint" / "optimizer.safetensors")
     np.testing.assert_array_equal(moments["second_moment.head.bias"], saved.moments["second_moment"]["head.bias"])
+
+
+def test_a_flipped_bit_is_noticed_anywhere(tmp_path):
+    """One bit at 200 places of the files together; what is only read for its weights notices those of the weights."""
+    folder = tmp_path / "checkpoint"
+    checkpoint.save(folder, example(dtype="float32"))
+    random = np.random.default_rng(0)
+    paths = sorted(folder.iterdir())
+    for k in range(200):
+        path = paths[k % len(paths)]
+        original = path.read_bytes()
+        data = bytearray(original)
+        place = int(random.integers(len(data)))
+        data[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"checkpoint/.*use another"):
+            checkpoint.load(folder)
+        if path.name == "model.safetensors":
+            with pytest.raises(UserError, match=r"model\.safetensors was changed or damaged"):
+                load_weights(folder)
+        path.write_bytes(original)
+    checkpoint.load(folder)
+
+
+def test_a_checkpoint_that_is_a_link_is_replaced_where_it_lies(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").symlink_to(tmp_path / "disk" / "here")
+    for step in (7, 8, 9):
+        history.save(tmp_path / "run", example(step=step), keep=2, is_best=False)
+    assert (tmp_path / "run" / "checkpoint").is_symlink()
+    assert checkpoint.load(tmp_path / "disk" / "here").progress.step == 9
+    assert sorted(path.name for path in (tmp_path / "disk" / "checkpoints").iterdir()) == ["step-000000008"]
+
+
+def test_a_reader_beside_a_writer_gets_one_step(tmp_path):
+    """Weights and progress of one step, although the folder is replaced again and again while it is read."""
+    folder = tmp_path / "checkpoint"
+    states = [example(step=step) for step in (1, 2)]
+    for k, state in enumerate(states):
+        states[k] = replace(state, weights={name: array + k for name, array in state.weights.items()})
+    checkpoint.save(folder, states[0])
+    stop, errors = threading.Event(), []
+
+    def write() -> None:
+        k = 0
+        while not stop.is_set():
+            k += 1
+            checkpoint.save(folder, states[k % 2])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(30):
+            state = checkpoint.load(folder)
+            expected = states[state.progress.step - 1]
+            if any((state.weights[name] != expected.weights[name]).any() for name in state.weights):
+                errors.append(state.progress.step)
+    finally:
+        stop.set()
+        writer.join()
+    assert not errors

@@ -14,7 +14,7 @@ from mixer_common.plan.initial import initial_weights
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.runs.folder import RunFolder, lock_resumable
 from mixer_common.training.arguments import TrainArguments
-from mixer_common.training.start import begin_run, resume_run, resumed_recipe, train, with_classes
+from mixer_common.training.start import begin_run, check_config, resume_run, resumed_recipe, train, with_classes
 from mixer_common.weights.canonical import ModelWeights
 
 TINY = MODELS["tiny"]
@@ -111,6 +111,14 @@ def test_other_data_do_not_continue_a_run(arguments, config, dataset):
     with pytest.raises(UserError, match=f"fingerprint 0123456789abcdef, but noise has {dataset.fingerprint}"):
         resume_run(arguments.out, FileLock(arguments.out), state, arguments, "jax", dataset)
     assert not arguments.out.exists()
+
+
+def test_a_changed_config_is_noticed(config, tmp_path):
+    (tmp_path / "config.json").write_text(replace(config, train=replace(config.train, epochs=9)).to_json())
+    check_config(tmp_path, config)  # a run may become longer
+    (tmp_path / "config.json").write_text(replace(config, train=replace(config.train, learning_rate=0.9)).to_json())
+    with pytest.raises(UserError, match=r"config\.json was changed or damaged: it tells another run than the check"):
+        check_config(tmp_path, config)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 9}, {"steps": 40}, {"accumulation": 2}])

@@ -1,18 +1,25 @@
 """Ports of the Mixer, written anew with their own names: they load what is exported; their weights work here."""
 
+import json
 from dataclasses import replace
 
+import flax.serialization
+import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 import torch
 from helpers import SMALL, identical, random_weights
 from torch import Tensor, nn
+from weights.authors_flax import MlpMixer, first_parameters
 
+import mixer_jax
 import mixer_jax.model
 import mixer_torch.model
 from mixer_common.comparison.differences import relative_error
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import MODELS
+from mixer_common.training.metrics import confusion_matrix
 from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import load_weights, save_weights
 from mixer_common.weights.recognition import recognise_weights
@@ -265,3 +272,69 @@ def test_the_tutorial_s_names_tell_its_block():
     weights = recognise_weights(state, "here")
     assert weights.config == config
     assert "block" not in weights.assumed
+
+
+@pytest.mark.parametrize("format", ["npz", "msgpack"])
+def test_the_authors_model_loads_what_is_exported_and_computes_the_same(tmp_path, format, precision):
+    config = replace(SMALL, gelu="tanh", layer_norm_epsilon=1e-6, init="flax")
+    arrays = {name: array.astype(precision) for name, array in random_weights(config).items()}
+    path = tmp_path / f"out.{format}"
+    save_weights(path, ModelWeights(config, arrays, "canonical"), format)
+    parameters = first_parameters(config)
+    if format == "msgpack":
+        parameters = flax.serialization.from_bytes(parameters, path.read_bytes())
+    else:
+        parameters = flax.traverse_util.unflatten_dict(dict(np.load(path)), sep="/")
+    shapes = [jax.tree.map(np.shape, each) for each in (parameters, first_parameters(config))]
+    assert shapes[0] == shapes[1]
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, *config.image_size, 3)).astype(precision)
+    theirs = np.asarray(MlpMixer(config).apply({"params": parameters}, pixels))
+    in_torch = mixer_torch.model.build_model(config, arrays)(torch.from_numpy(pixels)).detach().numpy()
+    in_jax = np.asarray(mixer_jax.model.build_model(config, arrays)(pixels))
+    bound = 1e-5 if precision == "float32" else 1e-13
+    assert relative_error(in_torch, theirs) < bound
+    assert relative_error(in_jax, theirs) < bound
+    (tmp_path / "theirs").write_bytes(flax.serialization.to_bytes(parameters))
+    assert identical(load_weights(tmp_path / "theirs").arrays, arrays)
+
+
+@pytest.mark.slow
+def test_the_trained_tutorial_class_predicts_the_same_10_000_classes_in_jax(script, cifar10, tmp_path):
+    """Trained in its own PyTorch, saved by torch.save, evaluated here: every prediction is the same."""
+    torch.manual_seed(0)
+    model = TutorialMixer(MODELS["tutorial"])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    order = np.random.default_rng(0).permutation(len(cifar10.train_images))
+    for indices in order[: 400 * 64].reshape(400, 64):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(
+            model(tutorial_pixels(cifar10.train_images[indices])),
+            torch.from_numpy(cifar10.train_labels[indices]).long(),
+        )
+        loss.backward()
+        optimizer.step()
+    torch.save(model.state_dict(), tmp_path / "trained.pth")
+    with torch.no_grad():
+        batches = [model(tutorial_pixels(images)) for images in np.split(cifar10.test_images, 20)]
+    theirs = torch.cat(batches).numpy()
+    accuracy = float((theirs.argmax(1) == cifar10.test_labels).mean())
+    assert len(theirs) == 10_000
+    assert accuracy > 0.3  # it has learnt: a guess is right in a tenth
+    for framework in ("jax", "torch"):
+        report = tmp_path / f"{framework}.json"
+        options = ("--dataset", "cifar10", "--framework", framework, "--json", report)
+        code, stdout, stderr = script("evaluate", tmp_path / "trained.pth", *options)
+        assert code == 0, stderr
+        assert "Weights  " in stdout
+        figures = json.loads(report.read_text())
+        assert figures["test_accuracy"] == accuracy
+        assert figures["confusion_matrix"] == confusion_matrix(theirs, cifar10.test_labels).tolist()
+    ours = mixer_jax.predict(mixer_jax.load(tmp_path / "trained.pth"), cifar10.test_images)
+    assert (ours.argmax(1) == theirs.argmax(1)).all()
+    probabilities = torch.from_numpy(theirs).softmax(1).numpy()
+    assert np.abs(ours - probabilities).max() < 1e-5
+
+
+def tutorial_pixels(images: np.ndarray) -> Tensor:
+    """The tutorial's ToTensor, then Normalize with mean and deviation 0.5."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5

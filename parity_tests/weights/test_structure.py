@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mixer_common.config.model import ModelConfig, weight_shapes
 from mixer_common.errors import UserError
+from mixer_common.weights.canonical import replace_head
 from mixer_common.weights.files import load_weights, save_weights
 from mixer_common.weights.formats import to_format
 from mixer_common.weights.patterns import Source, file_arrays, from_pattern, read_names, to_pattern
@@ -101,6 +102,32 @@ def test_random_ports_go_there_and_back(
     structure = recognise_structure({name: array.shape for name, array in theirs.items()}, "here", block, {})
     assert structure.names == names
     assert identical(file_arrays(found.arrays, structure.names, "there"), theirs)
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("layout", ["torch", "conv1d", "flax"])
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("block", ["mixer", "tutorial"])
+def test_ports_without_a_head(tmp_path, vocabulary, layout, biases, block):
+    config = replace(SMALL, block=block)
+    names = port(config, vocabulary, LAYOUTS[layout], "net.", biases)
+    names = {name: source for name, source in names.items() if not name.startswith("head.")}
+    theirs = arrays_of(config, names)
+    with pytest.raises(UserError, match="here holds the weights of a Mixer without its head: state the number of"):
+        recognise_weights(theirs, "here", block=block)
+    found = recognise_weights(theirs, "here", without_head=True, block=block)
+    assert not found.has_head
+    assert found.config.num_classes == 1
+    expected = random_weights(config)
+    for name, array in found.arrays.items():
+        if name.startswith("head."):
+            assert not array.any()
+        else:
+            assert (array == (expected[name] if name in names else 0)).all(), name
+    assert identical(file_arrays(found.arrays, found.names, "there"), theirs)
+    np.savez(tmp_path / "theirs.npz", **theirs)
+    replaced = replace_head(load_weights(tmp_path / "theirs.npz", without_head=True, block=block), 7)
+    assert replaced.arrays["head.weight"].shape == (7, config.hidden_dim)
 
 
 @pytest.mark.parametrize("vocabulary", ["words", "numbers", "numbered"])

@@ -212,6 +212,10 @@ def test_parts_with_an_index(tmp_path, kind):
     for path in (tmp_path, index):
         assert same(load_weights(path, lambda *report: reports.append(report)))
     assert reports[-1][1] == reports[-1][2] == sum((tmp_path / file).stat().st_size for file in files)
+    save({name: state[name] for name in names if places[name] == files[2] or name == names[0]}, tmp_path / files[2])
+    with pytest.raises(UserError, match=f"names parts of which two hold {names[0]}, one of them {files[2]}: remove"):
+        load_weights(tmp_path)
+    save({name: state[name] for name in names if places[name] == files[2]}, tmp_path / files[2])
     index.write_text(json.dumps({"weight_map": places | {"stray": files[0]}}))
     with pytest.raises(UserError, match="names arrays that its files do not hold, stray"):
         load_weights(tmp_path)
