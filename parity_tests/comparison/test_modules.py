@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison.ports import linen_port, nnx_port, torch_port
-from flax import linen, nnx
+from flax import nnx
 from helpers import SMALL, model_weights, random_weights
 from torch import nn
 
