@@ -98,6 +98,7 @@ class ModuleSubject:
         pixels = bytes_to_pixels(images, self._image_size)
         device = self._device("float32")
         run = self._call(lambda: self._module.run(self._own_pixels(images, pixels, "float32"), "float32", device))
+        self._check_calls(run)
         scores = [agreement(run, weights, pixels) for weights in found]
         if ambiguous is not None and scores.count(max(scores)) > 1:
             raise ambiguous
@@ -138,12 +139,8 @@ class ModuleSubject:
         own_pixels = self._own_pixels(inputs.images, pixels, precision)
         labels = inputs.labels % self.config.num_classes if gradients else None
         run = self._call(lambda: self._module.run(own_pixels, precision, device))
+        self._check_calls(run)
         matching = match_layers(run, self._weights, pixels)
-        if not matching.calls:
-            raise UserError(
-                f"{self._name}: no submodule that holds weights is called, {len(run.calls)} calls in all: its layers "
-                "cannot be watched; call them as modules, such as self.fc1(x)."
-            )
         activations = matching.activations(run)
         config = replace(self.config, **self._details(activations))
         observations = [*self._weights.observations, *matching.observations, *self._observed_head(run, activations)]
@@ -222,6 +219,15 @@ class ModuleSubject:
                 f"{self._name} raised {describe_error(cause)}{place}, called with pixels {self._layout}{given}: check "
                 "the module, and the layout and the size of the pixels that it takes."
             ) from error
+
+    def _check_calls(self, run: ModuleRun) -> None:
+        """Raises UserError where no submodule with weights is called as a module."""
+        owners = {self._weights.owner(name) for name in _layers_of(self)} - {None, ""}
+        if not owners & {call.path for call in run.calls}:
+            raise UserError(
+                f"{self._name}: none of its submodules that hold weights is called as a module, so that they cannot be "
+                "watched: call them, such as self.fc1(x)."
+            )
 
     def _load(self, given: Arrays) -> None:
         """Loads given weights under the module's own names. Raises UserError where they do not fit."""

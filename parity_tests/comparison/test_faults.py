@@ -390,17 +390,23 @@ def test_two_faults_are_found_through_the_script(script, tmp_path, framework):
 # ---- No false alarm.
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_a_random_correct_port_raises_no_alarm(seed):
-    """Random sizes, names, layouts and prefixes; 50 in PyTorch, 50 in Flax Linen, half of them in float32."""
+# Every size makes JAX compile every operation anew, so that most of its ports are left to the slow tests.
+@pytest.mark.parametrize(
+    ("framework", "seed"),
+    [("torch", seed) for seed in range(100)]
+    + [pytest.param("jax", seed, marks=[pytest.mark.slow] if seed >= 6 else []) for seed in range(100)],
+)
+def test_a_random_correct_port_raises_no_alarm(framework, seed):
+    """Random sizes, names, layouts and prefixes; in float64 and float32, every other time with gradients."""
     random = np.random.default_rng(seed)
-    framework, precision = ("torch", "jax")[seed % 2], ("float64", "float32")[seed // 2 % 2]
+    precision, gradients = ("float64", "float32")[seed % 2], seed % 4 < 2
     config = random_ports.random_config(random)
-    model = random_ports.BUILDERS[framework](config, random)
-    odd = subject(framework, model, config, weights_of(config))
+    weights = random_weights(config, seed)
+    odd = subject(framework, random_ports.BUILDERS[framework](config, random), config, weights)
     inputs = images(config, count=3)
-    right = odd.record(inputs, precision, gradients=seed % 4 < 2)
-    good = reference(OTHER[framework], right.config, weights_of(config)).record(inputs, precision, seed % 4 < 2)
+    right = odd.record(inputs, precision, gradients)
+    good = reference("torch", right.config, weights).record(inputs, precision, gradients)
     for pair in ((good, right), (right, good)):
         comparison = compare(*pair)
-        assert comparison.agrees, (comparison.first_past_bound, comparison.cause, comparison.observations)
+        assert comparison.agrees, (comparison.first_past_bound, comparison.cause)
+        assert not comparison.observations

@@ -18,7 +18,7 @@ VOCABULARIES = (
     ("embed", "layers", "tok_ln", "tok_up", "tok_down", "chan_ln", "chan_up", "chan_down", "final_ln", "classifier"),
     ("conv1", "stage", "n1", "m1a", "m1b", "n2", "m2a", "m2b", "n_out", "out"),
     ("patch_proj", "trunk", "pre_s", "spatial_in", "spatial_out", "pre_c", "wide", "narrow", "post", "to_logits"),
-    ("q", "z", "a", "b", "c", "d", "e", "f", "g", "h"),
+    ("q", "z", "k", "r", "s", "t", "u", "v", "w", "y"),
 )
 PREFIXES = ("", "model", "net", "backbone")
 
