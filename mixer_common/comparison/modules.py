@@ -52,9 +52,11 @@ class ModuleSubject:
         device: Callable[[str], Any],
         options: ModuleOptions | None = None,
         image_size: ImageSize | None = None,
+        block: str | None = None,
     ):
-        """name: as the user wrote it. device: gives the framework's device, prepared for a precision. image_size: that
-        of the other side or of the given weights, since a module does not tell its own.
+        """name: as the user wrote it. device: gives the framework's device, prepared for a precision. image_size and
+        block: those of the given weights or of the other side, since a module does not tell its own size, nor its block
+        where it has as many patches as channels.
 
         Raises UserError where the module is no Mixer.
         """
@@ -78,6 +80,7 @@ class ModuleSubject:
         found, ambiguous = recognise_module(
             module.arrays(), name, self._options.pixels, self._options.names, **self._options.details
         )
+        found = [weights for weights in found if weights.config.block == block] or found
         self._weights = found[0]
         self._image_size = self._chosen_size(image_size)
         if len(found) > 1:
