@@ -135,7 +135,7 @@ class WeightsSubject:
 def open_sides(
     a: str, b: str, device: str, options_a: SideOptions | None = None, options_b: SideOptions | None = None
 ) -> tuple[Subject, Subject]:
-    """Both sides of a comparison; see open_side. A module is taken to be like the other side in what it does not tell."""
+    """Both sides of a comparison; see open_side. A module is like the other side in what it does not tell."""
     sides: dict[str, Subject] = {}
     texts = {"jax": (a, options_a), "torch": (b, options_b)}  # by the framework that computes weights on this side
     for framework, (text, options) in sorted(texts.items(), key=lambda item: _is_module(item[1][0])):
@@ -155,7 +155,8 @@ def open_side(
 
     A module is written jax:FILE.py:FUNCTION or torch:PACKAGE.MODULE:FUNCTION; the function is called, so that the
     user's own code runs. default_framework computes weights whose text names none. device: auto, cpu or gpu.
-    like: tells the size of a module's images, and its block where shapes do not. Raises UserError where there is no complete model.
+    like: tells the size of a module's images, and its block where shapes do not. Raises UserError where there is no
+    complete model.
     """
     options = options or SideOptions()
     if _is_module(text):
