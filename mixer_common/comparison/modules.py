@@ -20,6 +20,7 @@ from mixer_common.config.model import ImageSize, ModelConfig, layers
 from mixer_common.config.presets import model_name
 from mixer_common.errors import UserError
 from mixer_common.interface import Framework, ModuleError, ModuleReplacements, ModuleRun, OpenedModule
+from mixer_common.machine import processor_name
 from mixer_common.plan.epoch import PIXEL_SCALE
 from mixer_common.plan.random import generator
 from mixer_common.weights.patterns import Source
@@ -170,6 +171,7 @@ class ModuleSubject:
                 self._framework.versions,
                 self._framework.describe(device),
                 precision,
+                processor=processor_name(),
                 notes=(*self._notes, *self._assumptions(), *matching.lines),
             ),
             found,

@@ -10,6 +10,8 @@ from mixer_common.comparison.recording import Recording
 from mixer_common.config.model import ModelConfig
 from mixer_common.runs.checkpoint import Checkpoint
 
+_TRAINED_WITH = "trained with "  # before the name of a package, its version
+
 
 @dataclass(frozen=True)
 class SettingDifference:
@@ -38,7 +40,7 @@ def run_settings(folder: Path, state: Checkpoint) -> dict[str, Any]:
         "class_names": list(config.class_names),
         "steps done": progress.step,
         "trained by": ", ".join(f"{framework} from step {step:,}" for framework, step in progress.frameworks),
-        **{f"trained with {package}": version for package, version in versions.items()},
+        **{f"{_TRAINED_WITH}{package}": version for package, version in versions.items()},
     }
 
 
@@ -60,7 +62,12 @@ def differing_runs(
 ) -> tuple[SettingDifference, ...]:
     """What differs between two models and the runs that they come from; run_a, run_b: run_settings, or empty."""
     differences = _differing(vars(config_a), vars(config_b))
-    return (*differences, *_differing(run_a, run_b)) if run_a and run_b else differences
+    if not run_a or not run_b:
+        return differences
+    # A package that trained one of the two runs only has no counterpart.
+    lone = {name for name in run_a.keys() ^ run_b.keys() if name.startswith(_TRAINED_WITH)}
+    sides = ({name: value for name, value in run.items() if name not in lone} for run in (run_a, run_b))
+    return (*differences, *_differing(*sides))
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[SettingDifference, ...]:
