@@ -64,10 +64,10 @@ def likely_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
     layer = next(layer for layer in layers(a.config) if layer.name == name)
     usual_causes = _USUAL_CAUSES.get(name, _USUAL_CAUSES[layer.kind])
     differing = differing_weights(a.weights, b.weights)
-    if cause := describe_blocks(layer, a.weights, b.weights) or _mistake(difference, layer, a, b):
+    if cause := describe_blocks(layer, a.weights, b.weights) or describe_storage(differing, a.weights, b.weights):
         return cause
-    if differing and (storage := describe_storage(differing, a.weights, b.weights)):
-        return storage
+    if mistake := _mistake(difference, layer, a, b):
+        return mistake
     if len(differing) > len(a.weights) / 2:
         return (
             f"The weights are others, {len(differing)} of {len(a.weights)} arrays by up to "
@@ -128,8 +128,7 @@ def _shape_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
     good, odd, letters = (a, b, "AB") if difference.note == "only in A" else (b, a, "BA")
     model = Reference(good.config, merged(good.weights, odd.weights), good.inputs.images, good.activations)
     names = list(model.layers)
-    following = next((later for later in names[names.index(name) :] if later in odd.activations), None)
-    if following:
+    for following in [later for later in names[names.index(name) :] if later in odd.activations][:2]:
         right, value = (side.activations[following].astype(np.float64) for side in (good, odd))
         candidates = order_mistakes(model.layers[following], model, odd.activations)
         if mistake := _explanation(difference, value, right, candidates):
