@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison.faults import CHANNEL, CONFIG, DEEP, FAULTS, Fault
+from comparison.faults import CHANNEL, CONFIG, CUBE, DEEP, FAULTS, Fault
 from comparison.ports import faulty_linen, faulty_torch, nnx_port, random_ports
 from flax import nnx
 from helpers import FRAMEWORKS, random_weights
@@ -112,10 +112,15 @@ def test_there_are_many_kinds():
 @PRECISIONS
 @FRAMEWORKS
 def test_without_a_fault_both_agree(framework, precision):
-    """Activations and gradients; in every config that the faults are planted in."""
+    """Activations and gradients; in every config that the faults are planted in.
+
+    Of CUBE the activations alone: over its 3 channels a LayerNorm takes two directions of three out of its gradient, and
+    what is left is smaller than the terms that it is the sum of, by more than the bounds of gradients allow.
+    """
     for config in {fault.config for fault in FAULTS}:
-        good = reference_recording(OTHER[framework], config, precision, True)
-        right = port(framework, config, {}).record(images(config), precision, True)
+        gradients = config != CUBE
+        good = reference_recording(OTHER[framework], config, precision, gradients)
+        right = port(framework, config, {}).record(images(config), precision, gradients)
         for pair in ((good, right), (right, good)):
             comparison = compare(*pair)
             assert comparison.agrees, (comparison.first_past_bound, comparison.cause)
