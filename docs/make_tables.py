@@ -146,8 +146,16 @@ def passes() -> str:
 
 def other_models() -> str:
     record = read("other-models")
-    rows = [[row["weights"], *(error(row[framework]) for framework in TITLES)] for row in record["rows"]]
-    return markdown(["weights of", *TITLES.values()], rows, measured(record))
+    rows = [
+        [
+            row["weights"],
+            row["format"],
+            *(error(row[framework]) if row[framework] else "0" for framework in TITLES),
+            "the same bits" if row["written_identical"] else "other bits",
+        ]
+        for row in record["rows"]
+    ]
+    return markdown(["weights of", "read as", *TITLES.values(), "written back"], rows, measured(record))
 
 
 def whole_runs() -> str:

@@ -4,6 +4,7 @@ Twin of mixer_torch/modules.py. This runs the user's own code. Of Flax there are
 weights; a Linen module is given them, its variables.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -84,16 +85,27 @@ class OpenedModule:
         watch = _Watch(dtype, replacements or {})
         function = module.function()
         watch.call(function, module.params(), x)
-        lost = tuple(dict.fromkeys(watch.lost))
-        if lost:  # jit shows its values where it is switched off
-            watch = _Watch(dtype, replacements or {})
+        shown = _Watch(dtype, replacements or {})
+        hidden = self._owners() - {call.path for call in watch.calls}
+        if watch.lost or hidden:  # jit shows its values where it is switched off, and not at all where it is compiled
             with jax.disable_jit():
-                watch.call(function, module.params(), x)
-            lost = tuple(dict.fromkeys(watch.lost))
+                shown.call(function, module.params(), x)
+            hidden &= {call.path for call in shown.calls}
+        is_jitted = bool(watch.lost or hidden)
+        watch = shown if is_jitted else watch
+        lost = tuple(dict.fromkeys(watch.lost))
         if labels is None:
-            random = _differing(watch, _Watch(dtype, {}), function, module.params(), x) if replacements is None else ()
-            return ModuleRun(tuple(watch.calls), random=random, lost=lost)
-        return _with_gradients(watch, function, module.params(), x, jnp.asarray(labels), dtype)
+            again = _Watch(dtype, {})
+            if replacements is None:
+                with jax.disable_jit(is_jitted):
+                    again.call(function, module.params(), x)
+            return ModuleRun(tuple(watch.calls), random=_differing(watch, again), lost=lost)
+        with jax.disable_jit(is_jitted):
+            return _with_gradients(watch, function, module.params(), x, jnp.asarray(labels), dtype)
+
+    def _owners(self) -> set[str]:
+        """The paths of the submodules that hold parameters."""
+        return {re.sub(r"(^|[./])[^./]*$", "", name) for name in self._module.params()}
 
 
 class _Linen(NamedTuple):
@@ -368,10 +380,10 @@ def _replaced(values: tuple, array: Array, new: Array) -> tuple:
 
 
 def _replaced_state(state: Any, params: Mapping[str, Any]) -> Any:
-    """A state with other values for the parameters of these names."""
+    """A copy of a state, with other values for the parameters of these names."""
     return nnx.from_flat_state(
         [
-            (path, variable.replace(jnp.asarray(params[_dotted(path)])) if _dotted(path) in params else variable)
+            (path, variable.replace(jnp.asarray(params[_dotted(path)]) if _dotted(path) in params else variable[...]))
             for path, variable in nnx.to_flat_state(state)
         ]
     )
@@ -397,15 +409,13 @@ def _dotted(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def _differing(
-    first: _Watch, again: _Watch, function: Callable, params: Mapping[str, Any], x: Array
-) -> tuple[str, ...]:
+def _differing(first: _Watch, again: _Watch) -> tuple[str, ...]:
     """The submodules whose outputs are others when the module is called again."""
-    again.call(function, params, x)
+    others = {(call.path, call.number): call.output for call in again.calls}
+    pairs = [(call.path, call.output, others.get((call.path, call.number))) for call in first.calls]
     return tuple(
-        call.path
-        for call, other in zip(first.calls, again.calls, strict=False)
-        if call.output is not None
-        and other.output is not None
-        and not np.allclose(call.output, other.output, rtol=1e-3, atol=1e-5, equal_nan=True)
+        path
+        for path, output, other in pairs
+        if output is not None and other is not None and output.shape == other.shape
+        if not np.allclose(output, other, rtol=1e-3, atol=1e-5, equal_nan=True)
     )

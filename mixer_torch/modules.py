@@ -63,8 +63,10 @@ class OpenedModule:
             with torch.set_grad_enabled(labels is not None):
                 output = watch.call(x)
                 if labels is None:
-                    random = _differing(watch, _Watch(module, dtype, {}, False), x) if replacements is None else ()
-                    return ModuleRun(tuple(watch.calls), random=random)
+                    again = _Watch(module, dtype, {}, False)
+                    if replacements is None:
+                        again.call(x)
+                    return ModuleRun(tuple(watch.calls), random=_differing(watch, again))
             gradients: dict[str, np.ndarray] = {}
             logits = _tensor_in(output)
             if logits is not None and logits.requires_grad:
@@ -99,9 +101,9 @@ def _prepared(
     try:
         for name, array in loaded.items():
             named[name].data = torch.tensor(np.ascontiguousarray(array), device=named[name].device)
-        module.eval().to(device=device, dtype=dtype).requires_grad_(gradients)
         for parameter in module.parameters():
             parameter.grad = None
+        module.eval().to(device=device, dtype=dtype).requires_grad_(gradients)
         yield module
     finally:
         for table, name, tensor in tensors:
@@ -212,13 +214,13 @@ def _to_numpy(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
     return np.array(tensor.detach().to(dtype).cpu(), order="C")
 
 
-def _differing(first: _Watch, again: _Watch, x: Tensor) -> tuple[str, ...]:
+def _differing(first: _Watch, again: _Watch) -> tuple[str, ...]:
     """The submodules whose outputs are others when the module is called again."""
-    again.call(x)
+    others = {(call.path, call.number): call.output for call in again.calls}
+    pairs = [(call.path, call.output, others.get((call.path, call.number))) for call in first.calls]
     return tuple(
-        call.path
-        for call, other in zip(first.calls, again.calls, strict=False)
-        if call.output is not None
-        and other.output is not None
-        and not np.allclose(call.output, other.output, rtol=1e-3, atol=1e-5, equal_nan=True)
+        path
+        for path, output, other in pairs
+        if output is not None and other is not None and output.shape == other.shape
+        if not np.allclose(output, other, rtol=1e-3, atol=1e-5, equal_nan=True)
     )

@@ -141,10 +141,12 @@ def train_sides(arguments: Arguments, sides: tuple[Subject, Subject], precision:
 
 def compare_stored(arguments: Arguments) -> int:
     """Compares all arrays of both sides without running anything; the exit code."""
+    if arguments.html:
+        raise UserError("--weights-only makes no page: leave out --html, or write the figures with --json.")
     comparison = compare_checkpoints(open_arrays(arguments.a), open_arrays(arguments.b), arguments.tolerance)
     print_checkpoints(comparison)
     if arguments.json:
-        write_json(comparison.to_json(), arguments.json)
+        write_json(comparison.figures(), arguments.json)
         print(f"Figures    {arguments.json}")
     return 0 if comparison.agrees else 1
 

@@ -1,8 +1,8 @@
 """Records what a model computes on test images: a file that compare.py takes as a side, anywhere and at any time.
 
 The side is what compare.py takes: a run, a file of weights in any format that convert.py reads, or a function that
-returns a model, your own code, which runs then. "jax:" or "torch:" before it says which framework computes it; else a
-run is computed by the framework that trained it, and weights in JAX. The file holds images, labels, weights and
+returns a model; it is your own code, which runs then. "jax:" or "torch:" before it says which framework computes it;
+else a run is computed by the framework that trained it, and weights in JAX. The file holds images, labels, weights and
 activations; gradients with --gradients.
 """
 

@@ -24,6 +24,15 @@ def stem(pixels: np.ndarray, weight: np.ndarray, bias: np.ndarray | int) -> np.n
     return patches.reshape(B, -1, 3 * P * P) @ weight.reshape(len(weight), -1).T + bias
 
 
+def patches_of(pixels: np.ndarray, patch_size: int, order: str) -> np.ndarray:
+    """The patches (N, S, 3 · P · P) of pixels (N, H, W, 3), their own axes in an order such as "h w i"."""
+    B, H, W, _ = pixels.shape
+    P = patch_size
+    patches = pixels.reshape(B, H // P, P, W // P, P, 3).transpose(0, 1, 3, 2, 4, 5)  # (N, rows, columns, h, w, i)
+    axes = [3 + "hwi".index(axis) for axis in order.split()]
+    return patches.transpose(0, 1, 2, *axes).reshape(B, -1, 3 * P * P)
+
+
 def layer_norm(
     x: np.ndarray, weight: np.ndarray | int, bias: np.ndarray | int, epsilon: float, over_patches: bool
 ) -> np.ndarray:

@@ -16,8 +16,10 @@ def print_checkpoints(comparison: CheckpointComparison) -> None:
         print(f"{letter}          {stored.name}: {stored.description}")
     print_settings(comparison.settings)
     differing = [array for array in comparison.arrays if not array.equal]
-    if differing:
-        _console().print(_table(differing, comparison.tolerance))
+    for group in dict.fromkeys(array.group for array in differing):
+        _console().print(_table(group, [array for array in differing if array.group == group], comparison.tolerance))
+    if any(array.reaches_no_logit for array in differing):
+        print("* No logit depends on this bias: every later LayerNorm takes away what it adds, and rounding moves it.")
     for letter, other, groups in (("A", "B", comparison.only_in_a), ("B", "A", comparison.only_in_b)):
         if groups:
             print(f"{letter} holds {' and '.join(groups)}, too, and {other} does not.")
@@ -50,23 +52,22 @@ def _verdict(comparison: CheckpointComparison, differing: list[ArrayDifference])
     return f"{differ}, {sizes}; {past or 'none'} by more than the tolerance of {comparison.tolerance:g}."
 
 
-def _table(differing: list[ArrayDifference], tolerance: float | None) -> Table:
-    table = Table(title="Arrays that differ", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+def _table(group: str, differing: list[ArrayDifference], tolerance: float | None) -> Table:
+    table = Table(title=f"{group}: arrays that differ", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("array", no_wrap=True)
-    for heading in ("max error", "L2 error", "median ULP", "max ULP"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("there in A", "in B"):
+    for heading in ("max error", "L2 error", "ULP, largest", "there in A", "in B"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for array in differing:
         difference, largest = array.difference, array.difference.largest
+        free = "*" if array.reaches_no_logit else ""
         mark = "past" if tolerance is not None and array.past_bound else ""
         table.add_row(
-            _full_name(array),
+            difference.name,
             *(f"{value:.1e}" for value in (difference.max_error, difference.l2_error)),
-            *("" if ulp is None else f"{ulp:.3g}" for ulp in (difference.ulp_median, difference.ulp_max)),
-            *(("", "") if largest is None else (f"{largest.a:.8g}", f"{largest.b:.8g}")),
-            f"{mark} {difference.note}".strip(),
+            "" if difference.ulp_max is None else f"{difference.ulp_median:.3g}, {difference.ulp_max:.3g}",
+            *(("", "") if largest is None else (f"{largest.a:.6g}", f"{largest.b:.6g}")),
+            " ".join(filter(None, (free, mark, difference.note))),
         )
     return table
 

@@ -1,7 +1,6 @@
 """The arrays of two checkpoints compared without running anything: weights, moments, averaged weights."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 from mixer_common.comparison.differences import LayerDifference, layer_differences
 from mixer_common.comparison.recording_files import is_recording, load_recording
 from mixer_common.comparison.settings import SettingDifference, differing_runs, run_settings
+from mixer_common.comparison.stream import drifting_weights
 from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import model_name
-from mixer_common.errors import UserError
 from mixer_common.runs import checkpoint
+from mixer_common.runs.checkpoint import Checkpoint
 from mixer_common.weights.files import load_weights
 
 Arrays = Mapping[str, np.ndarray]
@@ -40,6 +40,7 @@ class ArrayDifference:
     difference: LayerDifference
     equal: bool  # to the bit: the same dtype, shape and bytes
     past_bound: bool  # whether it differs by more than the tolerance; where there is none, whether it differs at all
+    reaches_no_logit: bool = False  # whether it is of a bias that every later LayerNorm takes away: rounding moves it
 
 
 @dataclass(frozen=True)
@@ -63,35 +64,35 @@ class CheckpointComparison:
         lacks_group = self.a.run and self.b.run and (self.only_in_a or self.only_in_b)
         return not (lacks_group or any(array.past_bound for array in self.arrays))
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it; a number that is not finite is a text."""
-        return _finite(
-            {
-                "agrees": self.agrees,
-                "tolerance": self.tolerance,
-                **{
-                    side: {"name": stored.name, "description": stored.description, "groups": list(stored.groups)}
-                    for side, stored in (("a", self.a), ("b", self.b))
-                },
-                "only_in_a": self.only_in_a,
-                "only_in_b": self.only_in_b,
-                "settings": [asdict(setting) for setting in self.settings],
-                "arrays": [
-                    {
-                        "group": array.group,
-                        "equal": array.equal,
-                        "past_bound": array.past_bound,
-                        **asdict(array.difference),
-                    }
-                    for array in self.arrays
-                ],
-            }
-        )
+    def figures(self) -> dict[str, Any]:
+        """Everything as plain dicts, lists, texts and numbers, for figures.write_json."""
+        return {
+            "agrees": self.agrees,
+            "tolerance": self.tolerance,
+            **{
+                side: {"name": stored.name, "description": stored.description, "groups": list(stored.groups)}
+                for side, stored in (("a", self.a), ("b", self.b))
+            },
+            "only_in_a": self.only_in_a,
+            "only_in_b": self.only_in_b,
+            "settings": [asdict(setting) for setting in self.settings],
+            "arrays": [
+                {
+                    "group": array.group,
+                    "equal": array.equal,
+                    "past_bound": array.past_bound,
+                    "reaches_no_logit": array.reaches_no_logit,
+                    **asdict(array.difference),
+                }
+                for array in self.arrays
+            ],
+        }
 
 
 def compare_checkpoints(a: StoredArrays, b: StoredArrays, tolerance: float | None = None) -> CheckpointComparison:
     """Compares all arrays of two sides. tolerance: the largest relative error of any; None: equal to the bit."""
     arrays: list[ArrayDifference] = []
+    drifting = drifting_weights(a.config)
     for group in a.groups:
         if group not in b.groups:
             continue
@@ -100,7 +101,7 @@ def compare_checkpoints(a: StoredArrays, b: StoredArrays, tolerance: float | Non
         for difference in layer_differences(values, references, bounds):
             equal = _equal(references.get(difference.name), values.get(difference.name))
             past_bound = not equal if tolerance is None else not equal and difference.past_bound
-            arrays.append(ArrayDifference(group, difference, equal, past_bound))
+            arrays.append(ArrayDifference(group, difference, equal, past_bound, difference.name in drifting))
     return CheckpointComparison(
         a,
         b,
@@ -112,27 +113,20 @@ def compare_checkpoints(a: StoredArrays, b: StoredArrays, tolerance: float | Non
     )
 
 
-def open_arrays(text: str, open_weights: Callable[[Path], Any] = load_weights) -> StoredArrays:
-    """Opens a run, a checkpoint, a file of weights or a recording; "jax:" or "torch:" before it means nothing here.
+def open_arrays(text: str) -> StoredArrays:
+    """Opens a run, a checkpoint, weights in any format, or a recording; "jax:" or "torch:" before it has no effect.
 
     Raises UserError where there is none, or it is damaged.
     """
     prefix, colon, rest = text.partition(":")
-    path = Path(rest) if colon and prefix in ("jax", "torch") else Path(text)
+    address = rest if colon and prefix in ("jax", "torch") else text
+    path = Path(address)
     if is_recording(path):
         recording = load_recording(path)
-        if not recording.weights:
-            raise UserError(f"{path} is a recording without weights: name a run or a file of weights.")
-        return StoredArrays(
-            text,
-            f"the weights of a recording of {recording.origin.model}",
-            recording.config,
-            {WEIGHTS: recording.weights},
-            recording.origin.run,
-        )
+        model = f"the weights of a recording of {recording.origin.model}"
+        return StoredArrays(text, model, recording.config, {WEIGHTS: recording.weights}, recording.origin.run)
     if checkpoint.exists(path / "checkpoint") or (path / "progress.json").exists():
-        folder = path / "checkpoint"
-        state = checkpoint.load(folder if checkpoint.exists(folder) else path)  # with moments
+        state = _load_checkpoint(path)
         return StoredArrays(
             text,
             f"{_size(state.config.model)}, after {state.progress.step:,} steps on {state.config.dataset_source}",
@@ -140,10 +134,17 @@ def open_arrays(text: str, open_weights: Callable[[Path], Any] = load_weights) -
             {WEIGHTS: state.weights, **state.moments},
             run_settings(path, state),
         )
-    weights = open_weights(path)
+    weights = load_weights(address)
     return StoredArrays(
         text, f"{weights.format} weights of {_size(weights.config)}", weights.config, {WEIGHTS: weights.arrays}
     )
+
+
+def _load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint of a run's folder, or the one that the folder itself is; without moments where it holds none."""
+    folder = path if (path / "progress.json").exists() else path / "checkpoint"
+    has_moments = not folder.exists() or (folder / "optimizer.safetensors").exists()  # else an older one is whole
+    return checkpoint.load(folder) if has_moments else checkpoint.load_run(path)
 
 
 def _size(config: ModelConfig) -> str:
@@ -154,14 +155,3 @@ def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     if a is None or b is None:
         return False
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def _finite(value: Any) -> Any:
-    """The value with every number that JSON cannot hold as a text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mixer_common.comparison.arithmetic import gelu_forms, layer_norm, linear, stem
+from mixer_common.comparison.arithmetic import gelu_forms, layer_norm, linear, patches_of, stem
 from mixer_common.comparison.differences import relative_error
 from mixer_common.comparison.module_weights import ModuleWeights
 from mixer_common.config.model import ImageSize, Layer, layers
@@ -108,9 +108,9 @@ def match_layers(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> 
     return _Matcher(run, weights, pixels).match()
 
 
-def agreement(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> tuple[int, int]:
-    """How many layers return what their weights give of their input, and how many are called in the network's order;
-    to compare several mappings of the weights of one module."""
+def agreement(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> tuple[int, int, int]:
+    """How many layers return what their weights give of their input, how many are given what a Mixer gives them, and
+    how many are called in the network's order; to compare several mappings of the weights of one module."""
     matcher = _Matcher(run, weights, pixels)
     matcher.place_calls()
     right = 0
@@ -120,7 +120,7 @@ def agreement(run: ModuleRun, weights: ModuleWeights, pixels: np.ndarray) -> tup
         expected = None if x is None else matcher.expected(layer, x)
         right += _distance(place.array(run), expected) < _SAME
     network = [name for name in matcher.layers if name in matcher.calls]
-    return right, sum(a == b for a, b in zip(network, matcher.calls, strict=True))
+    return right, matcher.linked, sum(a == b for a, b in zip(network, matcher.calls, strict=True))
 
 
 class _Matcher:
@@ -134,6 +134,7 @@ class _Matcher:
         self.sums: list[str] = []
         self.found_by: dict[str, str] = {}
         self.observations: list[str] = []
+        self.linked = 0  # layers that are given what a Mixer gives them
 
     def match(self) -> Matching:
         self.place_calls()
@@ -217,6 +218,7 @@ class _Matcher:
             else:
                 expected = before if name.endswith("fc1") else None
             self._place_layer(layer, expected)
+            self.linked += _distance(self.inputs[name].array(self.run), expected) < _SAME
             if name.endswith("fc1"):
                 self._check_input(layer, before, stream)
             before = self.places[name].array(self.run)
@@ -273,6 +275,10 @@ class _Matcher:
         x, count = call.output, len(self.pixels)
         size = 0 if x is None else x.size // (count * C)
         fitting = list(_layouts(x, (size, C), count))
+        pattern = self.weights.layouts.get("stem.weight", "")
+        if call.input is not None and pattern.startswith("o (") and call.input.ndim == 3:
+            patch = math.isqrt(call.input.shape[-1] // 3)
+            self.linked += _distance(call.input, patches_of(self.pixels, patch, pattern[3:-1])) < _SAME
         if len(fitting) > 1:
             right = stem(self.pixels, *self._arrays(layer))
             fitting.sort(key=lambda layout: _distance(layout.canonical(x, (size, C)), right))  # type: ignore[arg-type]

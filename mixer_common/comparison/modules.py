@@ -52,9 +52,11 @@ class ModuleSubject:
         device: Callable[[str], Any],
         options: ModuleOptions | None = None,
         image_size: ImageSize | None = None,
+        block: str | None = None,
     ):
-        """name: as the user wrote it. device: gives the framework's device, prepared for a precision. image_size: that
-        of the other side or of the given weights, since a module does not tell its own.
+        """name: as the user wrote it. device: gives the framework's device, prepared for a precision. image_size and
+        block: those of the given weights or of the other side, since a module does not tell its own size, nor its block
+        where it has as many patches as channels.
 
         Raises UserError where the module is no Mixer.
         """
@@ -78,6 +80,7 @@ class ModuleSubject:
         found, ambiguous = recognise_module(
             module.arrays(), name, self._options.pixels, self._options.names, **self._options.details
         )
+        found = [weights for weights in found if weights.config.block == block] or found
         self._weights = found[0]
         self._image_size = self._chosen_size(image_size)
         if len(found) > 1:
@@ -98,6 +101,7 @@ class ModuleSubject:
         pixels = bytes_to_pixels(images, self._image_size)
         device = self._device("float32")
         run = self._call(lambda: self._module.run(self._own_pixels(images, pixels, "float32"), "float32", device))
+        self._check_calls(run)
         scores = [agreement(run, weights, pixels) for weights in found]
         if ambiguous is not None and scores.count(max(scores)) > 1:
             raise ambiguous
@@ -138,12 +142,8 @@ class ModuleSubject:
         own_pixels = self._own_pixels(inputs.images, pixels, precision)
         labels = inputs.labels % self.config.num_classes if gradients else None
         run = self._call(lambda: self._module.run(own_pixels, precision, device))
+        self._check_calls(run)
         matching = match_layers(run, self._weights, pixels)
-        if not matching.calls:
-            raise UserError(
-                f"{self._name}: no submodule that holds weights is called, {len(run.calls)} calls in all: its layers "
-                "cannot be watched; call them as modules, such as self.fc1(x)."
-            )
         activations = matching.activations(run)
         config = replace(self.config, **self._details(activations))
         observations = [*self._weights.observations, *matching.observations, *self._observed_head(run, activations)]
@@ -222,6 +222,15 @@ class ModuleSubject:
                 f"{self._name} raised {describe_error(cause)}{place}, called with pixels {self._layout}{given}: check "
                 "the module, and the layout and the size of the pixels that it takes."
             ) from error
+
+    def _check_calls(self, run: ModuleRun) -> None:
+        """Raises UserError where no submodule with weights is called as a module."""
+        owners = {self._weights.owner(name) for name in _layers_of(self)} - {None, ""}
+        if not owners & {call.path for call in run.calls}:
+            raise UserError(
+                f"{self._name}: none of its submodules that hold weights is called as a module, so that they cannot be "
+                "watched: call them, such as self.fc1(x)."
+            )
 
     def _load(self, given: Arrays) -> None:
         """Loads given weights under the module's own names. Raises UserError where they do not fit."""
@@ -325,7 +334,9 @@ def _with_returned_logits(
 ) -> dict[str, np.ndarray]:
     """The activations with what the module returns as its logits, where it changes the logits that its head gave."""
     returned = run.calls[-1].output
-    if logits is None or returned is None or returned.shape != logits.shape or relative_error(returned, logits) < 1e-6:
+    if returned is None or (logits is not None and returned.shape != logits.shape):
+        return activations
+    if logits is not None and relative_error(returned, logits) < 1e-6:
         return activations
     return activations | {"head": returned}
 

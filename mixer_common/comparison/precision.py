@@ -5,14 +5,14 @@ from mixer_common.comparison.recording import Subject
 from mixer_common.comparison.sides import WeightsSubject
 
 
-def default_precision(a: Subject, b: Subject, judged: bool) -> tuple[str, str]:
+def default_precision(a: Subject, b: Subject, has_judge: bool) -> tuple[str, str]:
     """The precision in which two sides are compared unless one is chosen, and the reason for people, or "".
 
     It is float64, in which the mathematics alone differs. A judge in float64 needs sides of a lower precision. Two runs
     of other weights are compared in the lower precision of their trainings: each step rounded the weights to it, and a
     higher one shows that rounding and nothing else.
     """
-    if judged:
+    if has_judge:
         return "float32", ""
     runs = [side.trained_in for side in (a, b) if isinstance(side, WeightsSubject) and side.trained_in]
     if len(runs) < 2 or _equal_weights(a, b):

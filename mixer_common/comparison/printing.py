@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mixer_common.comparison.checkpoint_printing import print_settings
 from mixer_common.comparison.compare import Comparison
 from mixer_common.comparison.differences import LayerDifference
 from mixer_common.comparison.isolate import Isolation
@@ -18,8 +19,7 @@ def print_comparison(comparison: Comparison) -> None:
     """Prints whether the weights are equal, tables of all layers, and the verdict: they agree, or where they part."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     print(f"Weights    {comparison.weights}")
-    for setting in comparison.settings:
-        print(f"Setting    {setting.name}: {setting.a} in A, {setting.b} in B")
+    print_settings(comparison.settings)
     for observation in comparison.observations:
         print(f"Observed   {observation}")
     first = comparison.first_past_bound

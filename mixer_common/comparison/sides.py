@@ -13,7 +13,7 @@ from mixer_common.comparison.modules import ModuleOptions, ModuleSubject, PixelL
 from mixer_common.comparison.recording import Arrays, Inputs, Origin, Recording, RecordingSubject, Subject
 from mixer_common.comparison.recording_files import Progress, no_progress, open_recording, record_to_file
 from mixer_common.comparison.settings import run_settings
-from mixer_common.config.model import ImageSize, ModelConfig
+from mixer_common.config.model import ModelConfig
 from mixer_common.config.presets import model_name
 from mixer_common.config.train import TrainConfig
 from mixer_common.data import Dataset
@@ -135,13 +135,12 @@ class WeightsSubject:
 def open_sides(
     a: str, b: str, device: str, options_a: SideOptions | None = None, options_b: SideOptions | None = None
 ) -> tuple[Subject, Subject]:
-    """Both sides of a comparison; see open_side. A module that does not tell the size of its images is given those of
-    the other side."""
+    """Both sides of a comparison; see open_side. A module is like the other side in what it does not tell."""
     sides: dict[str, Subject] = {}
     texts = {"jax": (a, options_a), "torch": (b, options_b)}  # by the framework that computes weights on this side
     for framework, (text, options) in sorted(texts.items(), key=lambda item: _is_module(item[1][0])):
         other = next(iter(sides.values()), None)
-        sides[framework] = open_side(text, framework, device, options, other.config.image_size if other else None)
+        sides[framework] = open_side(text, framework, device, options, other.config if other else None)
     return sides["jax"], sides["torch"]
 
 
@@ -150,17 +149,18 @@ def open_side(
     default_framework: str,
     device: str,
     options: SideOptions | None = None,
-    image_size: ImageSize | None = None,
+    like: ModelConfig | None = None,
 ) -> Subject:
     """One side of a comparison: a run or weights as open_model takes them, somebody's module, or a recording.
 
     A module is written jax:FILE.py:FUNCTION or torch:PACKAGE.MODULE:FUNCTION; the function is called, so that the
     user's own code runs. default_framework computes weights whose text names none. device: auto, cpu or gpu.
-    image_size: for a module that does not tell its own. Raises UserError where there is no complete model.
+    like: tells the size of a module's images, and its block where shapes do not. Raises UserError where there is no
+    complete model.
     """
     options = options or SideOptions()
     if _is_module(text):
-        return _open_module(text, device, options, image_size)
+        return _open_module(text, device, options, like)
     if recording := open_recording(text):
         return recording
     model = open_model(text, default_framework, options)
@@ -184,7 +184,7 @@ def _is_module(text: str) -> bool:
     return False
 
 
-def _open_module(text: str, device: str, options: SideOptions, image_size: ImageSize | None) -> ModuleSubject:
+def _open_module(text: str, device: str, options: SideOptions, like: ModelConfig | None) -> ModuleSubject:
     name, place = _parts(text)
     framework = load_framework(name)
     framework.prepare(device, "float32")  # before the user's code draws weights
@@ -198,9 +198,10 @@ def _open_module(text: str, device: str, options: SideOptions, image_size: Image
         raise UserError(f"{text} returned {_described(model)}, but must return {expected[name]}.")
     weights = load_weights(options.weights, pixels=options.pixels) if options.weights else None
     arrays = weights.arrays if weights else None
-    image_size = image_size or (weights.config.image_size if weights else None)
+    like = weights.config if weights else like
+    size, block = (like.image_size, like.block) if like else (None, None)
     given = ModuleOptions(options.layout, options.pixels, arrays, options.names, options.details)
-    return ModuleSubject(text, module, framework, partial(framework.prepare, device), given, image_size)
+    return ModuleSubject(text, module, framework, partial(framework.prepare, device), given, size, block)
 
 
 def _described(model: Any) -> str:
@@ -225,7 +226,7 @@ def open_model(text: str, default_framework: str, options: SideOptions | None = 
     if framework and not place:
         raise UserError(f"{text} names a framework and no model: write the path of a run or of weights after it.")
     if not (checkpoint.exists(path / "checkpoint") or (path / "progress.json").exists()):
-        weights = load_weights(path, pixels=options.pixels, names=options.names, **options.details)
+        weights = load_weights(place, pixels=options.pixels, names=options.names, **options.details)
         description = f"{weights.format} weights of {_size(weights)}"
         if weights.assumed:
             description += f"; assumed: {describe_assumed(weights)}"

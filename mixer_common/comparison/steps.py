@@ -10,6 +10,7 @@ import numpy as np
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF
 from mixer_common.comparison.recording import Arrays, Subject, TrainableSubject
 from mixer_common.comparison.sides import WeightsSubject
+from mixer_common.comparison.steps_cause import Step, gradients_cause, moments_cause, weights_cause
 from mixer_common.comparison.stream import drifting_weights
 from mixer_common.comparison.subject_trainer import SubjectTrainer, plain_recipe
 from mixer_common.config.model import ModelConfig, describe_differences, weight_shapes
@@ -26,9 +27,11 @@ KINDS = {
     "moments": tuple(dict.fromkeys(name for names in MOMENTS.values() for name in names)),
     "weights": ("weights", "average"),
 }
-# Two frameworks round apart in every layer of every step, so they differ by several times what one rounding of the
-# first weights becomes: up to 18 times was measured. The rest is room.
+# Chosen. Two frameworks round apart in every layer of every step, so they differ by more than what one rounding of
+# the first weights becomes: `tiny` in 100 steps by up to 5 times, and a bias that the moved weights do not reach (the
+# head's of `nano`, which begins at zero) by 18 roundings. The rest is room.
 MANY_ROUNDINGS = 100
+_NO_LOSSES = np.zeros(0), np.zeros(0)
 
 
 class StepTrainer(Protocol):
@@ -74,6 +77,7 @@ class StepsComparison:
     errors: Mapping[str, np.ndarray]  # by the names in KINDS' values: (steps, weights), of B from A; see rms_errors
     rounding: Mapping[str, np.ndarray]  # the same errors of A from A with its first weights moved by one rounding
     losses: tuple[np.ndarray, np.ndarray]  # of A and of B: (steps,)
+    cause: str = ""  # one or two sentences on where they part first; empty where they do not
 
     @property
     def steps(self) -> int:
@@ -149,6 +153,7 @@ class StepsComparison:
         return {
             "recipe": self.description,
             "agrees": self.first is None,
+            "cause": self.cause,
             "first_past_bound": {kind: (first := self.first_past_bound(kind)) and asdict(first) for kind in KINDS},
             "weights": self.names,
             "without_effect": [name for name in self.names if name in self.without_effect],
@@ -224,22 +229,38 @@ def train_and_compare(
         for side, weights in zip((*sides, sides[0]), (start, start, moved), strict=True)
     ]
     config = replace(a.config, stochastic_depth=0.0) if plain else a.config
-    errors, rounding, losses = [], [], []
+    errors, rounding, losses, cause = [], [], [], ""
+    drifting = drifting_weights(config)
+    counted = [name for name in shapes if name not in drifting]
     shape = dataset.train_images.shape
-    for step_losses, (arrays_a, arrays_b, arrays_moved) in _train(trainers, config, recipe, shape, steps):
+    for step_losses, (a_step, b_step, moved_step), plan, i in _train(trainers, config, recipe, shape, steps):
+        arrays_a, arrays_b, arrays_moved = a_step.after, b_step.after, moved_step.after
         errors.append({name: rms_errors(arrays_b[name], arrays_a[name]) for name in arrays_a})
         rounding.append({name: rms_errors(arrays_moved[name], arrays_a[name]) for name in arrays_a})
         losses.append(step_losses[:2])
+        if not cause:
+            so_far = {name: np.fmax.reduce([row[name] for row in rounding])[np.newaxis] for name in arrays_a}
+            now = {name: error[np.newaxis] for name, error in errors[-1].items()}
+            step = StepsComparison(*names, recipe, description, tuple(shapes), drifting, now, so_far, losses=_NO_LOSSES)
+            if step.first:
+                cause = _cause(step.first[0], recipe, plan, i, a_step, b_step, counted)
     losses_a, losses_b = np.array(losses).T
     return StepsComparison(
         *names,
         recipe,
         description,
         tuple(shapes),
-        drifting_weights(config),
+        drifting,
         *({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (errors, rounding)),
         losses=(losses_a, losses_b),
+        cause=cause,
     )
+
+
+def _cause(kind: str, recipe: TrainConfig, plan: EpochPlan, i: int, a: Step, b: Step, names: list[str]) -> str:
+    if kind == "gradients":
+        return gradients_cause(a, b)
+    return moments_cause(recipe, b) if kind == "moments" else weights_cause(recipe, plan, i, a, b, names)
 
 
 def moved_by_one_rounding(weights: Arrays, precision: str) -> dict[str, np.ndarray]:
@@ -297,8 +318,8 @@ def _rms(array: np.ndarray) -> float:
 
 def _train(
     trainers: list[StepTrainer], config: ModelConfig, recipe: TrainConfig, shape: tuple[int, ...], steps: int
-) -> Iterator[tuple[list[float], list[dict[str, Arrays]]]]:
-    """The loss of each trainer in every step, and the arrays that the step leaves, by the names in KINDS' values."""
+) -> Iterator[tuple[list[float], list[Step], EpochPlan, int]]:
+    """The loss and the arrays of each trainer in every step, and which step of which epoch's plan it is."""
     states = [_state(trainer) for trainer in trainers]
     epoch = 0
     while steps:
@@ -308,7 +329,11 @@ def _train(
         for i in range(min(steps, plan.steps)):
             losses = [float(trainer.train(i, i + 1)[0]) for trainer in trainers]
             after = [_state(trainer) for trainer in trainers]
-            yield losses, [{"gradient": _gradient(*pair, recipe)} | pair[1] for pair in zip(states, after, strict=True)]
+            done = [
+                Step(before, {"gradient": _gradient(before, arrays, recipe)} | arrays)
+                for before, arrays in zip(states, after, strict=True)
+            ]
+            yield losses, done, plan, i
             states = after
         steps, epoch = steps - min(steps, plan.steps), epoch + 1
 

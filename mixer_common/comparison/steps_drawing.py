@@ -61,6 +61,8 @@ def steps_of_page(comparison: StepsComparison) -> dict[str, Any]:
     """What steps.html.jinja shows."""
     return {
         "verdict": verdict(comparison),
+        "cause": comparison.cause,
+        "parts": comparison.first is not None,
         "steps": f"{comparison.steps:,}",
         "first": [(kind, comparison.first_past_bound(kind)) for kind in KINDS],
         "svg": heat_map_svg(comparison),
@@ -127,7 +129,9 @@ def _draw(axes: Axes, comparison: StepsComparison, kind: str) -> None:
         column = bisect.bisect_right(starts, first.step - 1) - 1
         row = comparison.names.index(first.name)
         place = (edges[column], row), edges[column + 1] - edges[column], 1
-        axes.add_patch(Rectangle(*place, fill=False, edgecolor=COLOURS["text"], linewidth=1.4, clip_on=False))
+        for colour, linewidth in ((COLOURS["page"], 3.0), (COLOURS["text"], 1.4)):  # seen on any colour
+            frame = Rectangle(*place, fill=False, edgecolor=colour, linewidth=linewidth, clip_on=False, zorder=3)
+            axes.add_patch(frame)
         axes.set_title(f"{kind}\nfrom step {first.step:,}", fontsize=8, color=COLOURS["text"], fontweight="bold")
     else:
         axes.set_title(f"{kind}\nagree", fontsize=8, color=COLOURS["muted"])

@@ -31,6 +31,8 @@ def print_steps(comparison: StepsComparison) -> None:
     if comparison.drifts:
         print(f"Drift      {describe_drifts(comparison)}")
     print(verdict(comparison))
+    if comparison.cause:
+        print(comparison.cause)
 
 
 def figures(difference: StepDifference) -> tuple[str, ...]:

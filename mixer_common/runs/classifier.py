@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mixer_common import files
 from mixer_common.errors import UserError
+from mixer_common.files import check_sum
 from mixer_common.options import WeightsOptions
 from mixer_common.runs.checkpoint import RunConfig, TrainingProgress, read_progress
 from mixer_common.weights import folders
@@ -58,15 +59,21 @@ def open_classifier(address: str, options: WeightsOptions) -> Classifier:
             f"{address} is no run: expected a folder that a training script wrote, with config.json and checkpoint/, "
             "or weights in any format that convert.py reads; name one, for instance of those in runs/."
         )
+    folder = folders.weights_in(path).parent if path and path.is_dir() else None
+    is_run = folder is not None and _is_run(folder / "config.json")
+    if folder and is_run:
+        for name in ("config.json", "model.safetensors"):
+            check_sum(folder / name)
     weights = read_weights(address, options, without_head=True)
     if not weights.has_head:
         raise UserError(
             f"{address} holds no head, so that it predicts no classes: train one, with --init-from {address}."
         )
-    folder = folders.weights_in(path).parent if path and path.is_dir() else None
-    if folder is None or not _is_run(folder / "config.json"):
+    if folder is None or not is_run:
         return Classifier(address, weights, None, None)
     progress = folder / "progress.json"
+    if progress.exists():
+        check_sum(progress)
     return Classifier(
         address,
         weights,

@@ -81,7 +81,7 @@ def _words(structure: Structure) -> int:
             continue
         words = names[name].name
         if mine in ("first", "second"):
-            words = " " + SEPARATOR.split(words.rpartition(".")[0] or words)[-1]
+            words = " " + SEPARATOR.split(words)[-2:][0]  # the module, of which the last part is an array
         elif mine in ("token", "channel"):
             words = re.sub(r"^.*?\d", "", words)
         score += bool(_WORDS[mine].search(words)) - bool(_WORDS[other].search(words))

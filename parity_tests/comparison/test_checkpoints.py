@@ -73,7 +73,9 @@ def test_one_bit_is_found_in_every_group(run, group, capsys):
     out = capsys.readouterr().out
     name = found.difference.name if group == "weights" else f"{group}.{found.difference.name}"
     assert f"1 of {4 * COUNT} arrays differ, most {name}, by " in out
-    assert len([line for line in out.splitlines() if line.split()[:1] == [name]]) == 1
+    assert f"{group}: arrays that differ" in out
+    assert "No logit depends" not in out
+    assert len([line for line in out.splitlines() if line.split()[:1] == [found.difference.name]]) == 1
 
 
 def test_what_equals_as_a_number_and_not_to_the_bit_differs():
@@ -106,6 +108,8 @@ def test_arrays_that_only_one_side_has(run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "A holds first_moment and second_moment, too, and B does not." in out
     assert f"All {COUNT} arrays are equal to the bit." in out
+    (tmp_path / "adam" / "checkpoint" / "optimizer.safetensors").unlink()
+    assert list(open_arrays(str(tmp_path / "adam")).groups) == ["weights"]
     comparison = compare_checkpoints(a, open_arrays(run("sgd", example(optimizer="sgd"))))
     assert not comparison.agrees
     assert (comparison.only_in_a, comparison.only_in_b) == (("first_moment", "second_moment"), ("momentum",))
@@ -115,16 +119,39 @@ def test_arrays_that_only_one_side_has(run, tmp_path, capsys):
     assert "but one side holds more" in out
 
 
-def test_the_json_has_every_array(run):
-    b = run("b", weights=("stem.bias", lambda array: array.fill(np.nan)))
-    comparison = compare_checkpoints(open_arrays(run("a")), open_arrays(b))
-    text = json.dumps(comparison.to_json(), allow_nan=False)
-    values = json.loads(text)
+def test_a_bias_that_reaches_no_logit_is_marked(run, capsys):
+    """Its arrays differ between two runs that are equal in all that they compute, so the table says what they are."""
+    other = run("b", weights=("blocks.0.token_mixing.fc2.bias", lambda array: array.fill(1)))
+    comparison = compare_checkpoints(open_arrays(run("a")), open_arrays(other), tolerance=0.1)
+    assert [array.difference.name for array in comparison.arrays if array.reaches_no_logit and not array.equal] == [
+        "blocks.0.token_mixing.fc2.bias"
+    ]
+    assert not comparison.agrees
+    print_checkpoints(comparison)
+    out = capsys.readouterr().out
+    assert "* past" in out
+    assert "* No logit depends on this bias" in out
+
+
+def test_the_script_compares_weights_only(script, run, tmp_path):
+    """Exit codes 0, 1 and 2; the file of figures has every array."""
+    path = tmp_path / "figures.json"
+    code, out, _ = script("compare", run("a"), run("b"), "--weights-only")
+    assert code == 0
+    assert f"All {4 * COUNT} arrays are equal to the bit." in out
+    assert "after 7 steps on somewhere" in out
+    other = run("c", weights=("stem.bias", lambda array: array.fill(np.nan)))
+    code, out, _ = script("compare", f"jax:{tmp_path / 'a'}", other, "--weights-only", "--json", path)
+    assert code == 1
+    assert f"1 of {4 * COUNT} arrays differ, most stem.bias, by nan" in out
+    values = json.loads(path.read_text())
     assert values["agrees"] is False
     assert len(values["arrays"]) == 4 * COUNT
     (row,) = (row for row in values["arrays"] if not row["equal"])
-    assert (row["group"], row["name"], row["max_error"]) == ("weights", "stem.bias", "nan")
-    assert values["a"]["groups"][0] == "weights"
+    assert (row["group"], row["name"], row["max_error"], row["max_error_is"]) == ("weights", "stem.bias", None, "NaN")
+    code, _, err = script("compare", run("a"), tmp_path / "nothing", "--weights-only")
+    assert code == 2
+    assert "nothing does not exist" in err
 
 
 def test_no_framework_is_imported(run):

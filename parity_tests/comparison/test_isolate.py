@@ -1,55 +1,42 @@
 """compare.py --isolate names every layer that is at fault, however many there are."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_compare import (
+from comparison.planted import (
     CONFIG,
-    SAME,
     SQUARE,
     dropped_bias,
     other_epsilon,
+    planted,
     swapped_norms,
     tanh_gelu,
     transposed_matrix,
-    weights_of,
 )
+from helpers import model_weights
 
-import mixer_torch.activations
-import mixer_torch.model
 from mixer_common.comparison.bounds import layer_bounds
+from mixer_common.comparison.differences import layer_differences
+from mixer_common.comparison.stream import stream_activations
 from mixer_common.config.model import activation_names
 from mixer_common.config.presets import MODELS
 from mixer_common.interface import load_framework
 from mixer_common.weights.files import save_weights
 
-
-def plant(monkeypatch, *faults):
-    """Every PyTorch model made from now on has the faults, pairs of a function and a block; what must be found."""
-    create = mixer_torch.model.build_model
-    model = create(SQUARE, weights_of(SQUARE).arrays)
-    expected = [fault(model, i) for fault, i in faults]
-
-    def faulty(*arguments):
-        model = create(*arguments)
-        for fault, i in faults:
-            fault(model, i)
-        return model
-
-    monkeypatch.setattr(mixer_torch.activations, "build_model", faulty)
-    return expected
+SAME = ("--dataset", "digits", "--images", 3)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_every_fault_is_found_in_one_call(script, tmp_path, monkeypatch, precision):
-    save_weights(tmp_path / "model", weights_of(SQUARE), "canonical")
+    save_weights(tmp_path / "model", model_weights(SQUARE), "canonical")
     for faults in (
         ((tanh_gelu, 0), (dropped_bias, 2)),
         ((swapped_norms, 0), (transposed_matrix, 1), (tanh_gelu, 2)),
     ):
         with monkeypatch.context() as patch:
-            expected = plant(patch, *faults)
+            expected = planted(patch, *faults)
             for sides in (("jax", "torch"), ("torch", "jax")):
                 code, out, _ = script(
                     "compare",
@@ -70,12 +57,12 @@ def test_every_fault_is_found_in_one_call(script, tmp_path, monkeypatch, precisi
 
 def test_a_fault_below_the_bound_of_the_whole_is_found(script, tmp_path, monkeypatch):
     """In float32, another epsilon moves a layer by less than the bound of all roundings before it."""
-    weights = weights_of(CONFIG)
+    weights = model_weights(CONFIG)
     for name in weights.arrays:
         if name.startswith("stem"):
             weights.arrays[name] *= np.float32(0.05)  # a small variance, so that an epsilon matters more
     save_weights(tmp_path / "model", weights, "canonical")
-    plant(monkeypatch, (other_epsilon, 0))
+    planted(monkeypatch, (other_epsilon, 0))
     assert script("compare", tmp_path / "model", tmp_path / "model", *SAME, "--isolate")[0] == 1
     code, out, _ = script(
         "compare", tmp_path / "model", tmp_path / "model", *SAME, "--precision", "float32", "--isolate"
@@ -85,7 +72,7 @@ def test_a_fault_below_the_bound_of_the_whole_is_found(script, tmp_path, monkeyp
 
 
 def test_equal_models_have_no_fault(script, tmp_path):
-    save_weights(tmp_path / "model", weights_of(CONFIG), "canonical")
+    save_weights(tmp_path / "model", model_weights(CONFIG), "canonical")
     for precision in ("float64", "float32", "bfloat16"):
         code, out, _ = script(
             "compare", tmp_path / "model", tmp_path / "model", *SAME, "--isolate", "--precision", precision
@@ -95,10 +82,8 @@ def test_equal_models_have_no_fault(script, tmp_path):
 
 
 def test_another_depth_is_no_crash(script, tmp_path):
-    from dataclasses import replace
-
-    save_weights(tmp_path / "model", weights_of(CONFIG), "canonical")
-    save_weights(tmp_path / "deeper", weights_of(replace(CONFIG, num_blocks=4)), "canonical")
+    save_weights(tmp_path / "model", model_weights(CONFIG), "canonical")
+    save_weights(tmp_path / "deeper", model_weights(replace(CONFIG, num_blocks=4)), "canonical")
     for sides in ((tmp_path / "model", tmp_path / "deeper"), (tmp_path / "deeper", tmp_path / "model")):
         code, out, _ = script("compare", *sides, *SAME, "--isolate")
         assert code == 1
@@ -110,14 +95,11 @@ def test_another_depth_is_no_crash(script, tmp_path):
 def test_the_bounds_of_single_layers_hold(model, precision):
     """Either framework computes every layer from the other's activations within its bound, and not far below it."""
     config = MODELS[model]
-    weights = weights_of(config).arrays
+    weights = model_weights(config).arrays
     images = np.random.default_rng(0).integers(0, 256, (4, *config.image_size, 3), np.uint8)
     frameworks = [load_framework(name) for name in ("jax", "torch")]
     bounds = layer_bounds(config, precision)
     assert list(bounds) == activation_names(config)
-    from mixer_common.comparison.differences import layer_differences
-    from mixer_common.comparison.stream import stream_activations
-
     for first, second in (frameworks, frameworks[::-1]):
         a = first.activations(config, weights, images, precision, first.prepare("cpu", precision))
         b = second.activations(config, weights, images, precision, second.prepare("cpu", precision), a)

@@ -17,10 +17,15 @@ from PIL import Image
 
 from mixer_common.comparison.bounds import forward_bounds, gradient_bound
 from mixer_common.comparison.compare import Comparison
-from mixer_common.comparison.differences import LayerDifference
+from mixer_common.comparison.differences import LargestDifference, LayerDifference
+from mixer_common.comparison.isolate import Fault, Isolation
+from mixer_common.comparison.judge import JudgeErrors
+from mixer_common.comparison.logits import LogitAgreement
 from mixer_common.comparison.loss_curves import _loss_figure, save_loss_curves
 from mixer_common.comparison.page import write_page
+from mixer_common.comparison.precisions import LayerEffect
 from mixer_common.comparison.recording import Origin
+from mixer_common.comparison.settings import SettingDifference
 from mixer_common.config.model import activation_names, weight_shapes
 from mixer_common.config.presets import MODELS
 
@@ -202,6 +207,94 @@ def test_errors_without_a_figure(tmp_path, values, sentences):
     assert "times as much" not in page.text
     assert not re.search(r"\b(inf|nan)\b", page.text)
     assert "l-none" in page.of_class("td", "first")[0]["class"]
+
+
+def everything(model: str = "tiny") -> Comparison:
+    """Two faults found in isolation, a judge, gradients, layers in bfloat16, notes, settings and observations."""
+    given = comparison(model, GELU, gradients=True)
+    largest = LargestDifference((3, 60, 251), -0.032711778, 0.41)
+    activations = tuple(
+        replace(
+            error,
+            cosine=0.99999999,
+            ulp_median=12,
+            ulp_max=123_456,
+            largest=largest,
+            to_judge=JudgeErrors(1e-7, 2e-4),
+            mean_error=1.0 if error.name.endswith("token_mixing") else None,
+        )
+        for error in given.activations
+    )
+    faults = (GELU, "blocks.1.channel_mixing.fc2")
+    isolated = tuple(
+        replace(error, max_error=0.25 if error.name in faults else error.bound / 9) for error in given.activations
+    )
+    return replace(
+        given,
+        a=replace(given.a, notes=tuple(f"blocks.{i}.token_norm is pile.{i}.first.normalisation" for i in range(30))),
+        activations=activations,
+        activation_gradients=tuple(
+            LayerDifference(error.name, error.max_error, error.l2_error, error.bound)
+            for error in reversed(given.activations)
+        ),
+        logits=LogitAgreement(8, 7, 5),
+        observations=("B: dropout is on",),
+        settings=(SettingDifference("seed", "0", "1"),),
+        isolation=Isolation(
+            isolated, tuple(Fault(error, f"Cause {i}.") for i, error in enumerate(isolated) if error.name in faults)
+        ),
+        bfloat16=(LayerEffect("stem", 0.003, 0.1, 2), LayerEffect("all layers", 0.2, 0.2, 3)),
+    )
+
+
+def test_everything_that_was_measured_is_shown(tmp_path):
+    given = everything()
+    page = page_of(given, tmp_path)
+    for text in (
+        f"They part at {GELU}",
+        "It is largest at [3, 60, 251]: -0.032711778 in A, 0.41 in B.",
+        "There A is 1.0e-07 from the reference in float64, B 2.0e-04, 2,000 times A's error.",
+        "2 layers give other values by themselves: ",
+        "the highest class is the same for 7 of 8 images, the five highest for 5",
+        "B: dropout is on",
+        "30 notes on pixels and layers",
+        "seed01",
+        "would just pass",
+        "1 of 1 layers do not bear bfloat16",
+        "1.2e+05",
+        "* Measured without the means over the channels",
+        "Gradients of activations, in figures",
+    ):
+        assert text in page.text, text
+    for fault in given.isolation.faults:
+        assert fault.cause in page.text
+        assert f"{fault.difference.name} 2.5e-01, bound" in page.text
+    rows = [attributes["id"] for tag, attributes in page.elements if tag == "tr" and "id" in attributes]
+    assert len(rows) == len(set(rows)), "an anchor stands twice"
+    names = activation_names(MODELS["tiny"])
+    assert rows == [
+        *names,
+        *(f"isolated:{name}" for name in names),
+        *(f"gradient:{name}" for name in reversed(names)),
+        *weight_shapes(MODELS["tiny"]),
+    ]
+    links = [value for _, attributes in page.elements for key, value in attributes.items() if key == "href"]
+    assert f"#isolated:{GELU}" in links
+    assert {link[1:] for link in links} <= set(rows)
+
+
+def test_a_fault_that_shows_in_isolation_alone(tmp_path):
+    given = everything()
+    fine = tuple(replace(error, max_error=error.bound / 9) for error in given.activations)
+    page = page_of(replace(given, activations=fine, activation_gradients=()), tmp_path)
+    assert f"They part at {GELU}, from A’s input" in page.text
+    assert len(page.of_class("div", "verdict", "parts")) == 1
+    calm = replace(given, activations=fine, activation_gradients=(), isolation=replace(given.isolation, faults=()))
+    page = page_of(calm, tmp_path)
+    assert "Equal within rounding" in page.text
+    assert "none is at fault by itself" in page.text
+    assert "which changes no logit" in page.text
+    assert not page.of_class("div", "verdict", "parts")
 
 
 def test_models_of_different_depth(tmp_path):
@@ -401,3 +494,13 @@ def test_a_browser_shows_it(look, model, width, dark):
     assert background < 50 if dark else background > 230
     assert np.ptp(brightness.astype(int)) > 150
     assert (brightness.std(axis=1) > 1).mean() > 0.5, "more than half of it is blank"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)])
+def test_a_browser_shows_everything(look, width, dark):
+    given = everything()
+    found, _ = look(given, width, 4000, dark)
+    assert found["content"] == width, "the page scrolls sideways"
+    assert found["requests"] == 0
+    assert found["rows"] == 3 * len(given.activations) + len(given.gradients)
+    assert found["cut"] == 0, "a row's name runs into its cells"

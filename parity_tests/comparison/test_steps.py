@@ -1,13 +1,16 @@
 """compare.py --steps: two trainings agree where only rounding differs, and part where a fault was planted."""
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import AUGMENTATION, DIGITS, model_weights
 from PIL import Image
 
+import mixer_common.comparison.page
 import mixer_jax.optimizer
 import mixer_jax.train
 import mixer_torch.optimizer
@@ -38,7 +41,7 @@ def side(framework: str, precision: str, recipe: TrainConfig | None, config: Mod
     """A model of random weights, as a run with the recipe."""
     module = load_framework(framework)
     module.prepare("cpu", precision)
-    opened = OpenedModel(framework, "a model", framework, model_weights(config), None, recipe)
+    opened = OpenedModel(framework, "a model", framework, model_weights(config), recipe=recipe)
     return WeightsSubject(opened, module, partial(module.prepare, "cpu"))
 
 
@@ -96,9 +99,9 @@ def test_the_frameworks_agree(digits, framework, recipe, precision):
 
 def test_a_subject_trains_as_the_trainer_of_its_framework(digits):
     """A subject without a trainer: the same gradients, and the framework's optimizer, one step at a time."""
-    for framework in ("jax", "torch"):
+    for framework, steps in (("jax", 2), ("torch", 4)):
         inner = side(framework, "float64", replace(RECIPES["adamw"], batch_size=8))
-        comparison = train_and_compare(inner, Detached(inner, ""), ("A", "B"), digits, 4, "float64", "cpu")
+        comparison = train_and_compare(inner, Detached(inner, ""), ("A", "B"), digits, steps, "float64", "cpu")
         assert comparison.first is None
         assert comparison.description.endswith(
             "without label_smoothing, since a module is given images and labels alone"
@@ -175,24 +178,40 @@ def late_schedule(monkeypatch, framework: str) -> None:
 
 
 PLAIN_ADAMW = replace(RECIPES["adamw"], batch_size=16, warmup_epochs=0.0)
-FAULTS = {
-    "epsilon": (lambda patch, name: other_recipe(patch, name, adam_epsilon=1e-7), None, "weights"),
-    "beta2": (lambda patch, name: other_recipe(patch, name, beta2=0.99), None, "moments"),
-    "decay of biases": (decayed_biases, PLAIN_ADAMW, "weights"),
-    "no clipping": (lambda patch, name: other_recipe(patch, name, clip_norm=0.0), PLAIN_ADAMW, "gradients"),
-    "schedule": (late_schedule, PLAIN_ADAMW, "weights"),
-    "warm-up": (late_schedule, replace(PLAIN_ADAMW, warmup_epochs=0.1), "weights"),
+FAULTS = {  # what is planted, the recipe, the kind that parts, and a part of the cause
+    "epsilon": (
+        lambda patch, name: other_recipe(patch, name, adam_epsilon=1e-7),
+        None,
+        "weights",
+        "adam_epsilon 1e-07 instead of 1e-08",
+    ),
+    "beta2": (
+        lambda patch, name: other_recipe(patch, name, beta2=0.99),
+        None,
+        "moments",
+        "beta2 0.99 instead of 0.999",
+    ),
+    "decay of biases": (decayed_biases, PLAIN_ADAMW, "weights", "with weight decay of biases and norms, too"),
+    "no clipping": (
+        lambda patch, name: other_recipe(patch, name, clip_norm=0.0),
+        PLAIN_ADAMW,
+        "gradients",
+        "Every gradient of B is 1.",
+    ),
+    "schedule": (late_schedule, PLAIN_ADAMW, "weights", "instead of 0.001, that of the step after it"),
+    "warm-up": (late_schedule, replace(PLAIN_ADAMW, warmup_epochs=0.1), "weights", "that of the step after it"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_a_fault_is_found_in_its_first_step(digits, monkeypatch, framework, fault):
-    plant, recipe, expected = FAULTS[fault]
+    plant, recipe, expected, cause = FAULTS[fault]
     plant(monkeypatch, framework)
     comparison = trained(digits, OTHER[framework], "float64", recipe)
     kind, first = comparison.first
     assert (kind, first.step) == (expected, 1)
+    assert cause in comparison.cause
     earlier = list(KINDS)[: list(KINDS).index(kind)]
     assert all(comparison.ratios(name)[0].max() < 1 for name in earlier)
     if fault == "decay of biases":
@@ -207,9 +226,10 @@ def test_a_detached_gradient_is_found(digits, framework):
     layer = "blocks.1.token_mixing.fc1"
     good = side("torch", "float64", None)
     faulty = Detached(side(framework, "float64", None), layer)
-    comparison = train_and_compare(good, faulty, ("A", "B"), digits, 2, "float64", "cpu")
+    comparison = train_and_compare(good, faulty, ("A", "B"), digits, 1, "float64", "cpu")
     kind, first = comparison.first
     assert (kind, first.step, first.name, first.others) == ("gradients", 1, f"{layer}.bias", 1)
+    assert comparison.cause.startswith(f"In B no gradient arrives at {layer}.bias and 1 more: it is detached")
     assert first.error == pytest.approx(comparison.errors["gradient"][0, comparison.names.index(first.name)])
 
 
@@ -296,6 +316,12 @@ def test_the_picture_and_the_svg(parting, tmp_path):
     assert len(svg) < 100_000
 
 
+def test_the_colours_are_the_pages():
+    template = Path(mixer_common.comparison.page.__file__).with_name("page.html.jinja").read_text()
+    for name, colour in HEAT_COLOURS.items():
+        assert f"--{name}: {colour};" in template
+
+
 # ---- The script
 
 
@@ -315,9 +341,71 @@ def test_the_script(script, weights, tmp_path, monkeypatch):
     assert "Drift      blocks." in out
     assert picture.exists()
     other_recipe(monkeypatch, "torch", beta2=0.99)
-    code, out, _ = script("compare", f"jax:{weights}", f"torch:{weights}", *options)
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    code, out, _ = script("compare", f"jax:{weights}", f"torch:{weights}", *options, "--html", page, "--json", figures)
     assert code == 1
-    assert "The trainings part in the moments of step 1, at " in out
+    verdict, cause = "The trainings part in the moments of step 1, at ", "B's second moment decays with beta2 0.99 "
+    assert verdict in out
+    assert cause in out
+    html = page.read_text()
+    assert verdict in html
+    assert cause.replace("'", "&#39;") in html
+    assert "from step 1" in html
+    assert "<h1>Their trainings part</h1>" in html
+    values = json.loads(figures.read_text())["steps"]
+    assert not values["agrees"]
+    assert values["cause"].startswith(cause)
+    assert values["first_past_bound"]["moments"]["step"] == 1
+    assert values["first_past_bound"]["gradients"] is None or values["first_past_bound"]["gradients"]["step"] > 1
+    assert np.shape(values["errors"]["second_moment"]) == (3, len(values["weights"]))
+
+
+PORT = """
+import torch
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = torch.nn.LayerNorm(20), torch.nn.LayerNorm(20)
+        self.tokens = torch.nn.Sequential(torch.nn.Linear(16, 12), torch.nn.GELU(), torch.nn.Linear(12, 16))
+        self.channels = torch.nn.Sequential(torch.nn.Linear(20, 24), torch.nn.GELU(), torch.nn.Linear(24, 20))
+
+    def forward(self, x):
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norm2(x))
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 20, 8, 8)
+        self.blocks = torch.nn.Sequential(Block(), Block())
+        self.norm, self.classify = torch.nn.LayerNorm(20), torch.nn.Linear(20, 10)
+
+    def forward(self, x):
+        return self.classify(self.norm(self.blocks(self.embed(x).flatten(2).transpose(1, 2))).mean(1))
+
+def build():
+    return Net()
+
+def without_gradient():
+    net = Net()
+    forward = net.blocks[0].channels[2].forward
+    net.blocks[0].channels[2].forward = lambda x: forward(x.detach())
+    return net
+"""
+
+
+@pytest.mark.parametrize(("factory", "code"), [("build", 0), ("without_gradient", 1)])
+def test_somebodys_module_is_trained(script, weights, tmp_path, factory, code):
+    (tmp_path / "port.py").write_text(PORT)
+    port = f"torch:{tmp_path / 'port.py'}:{factory}"
+    options = ("--weights", weights, "--dataset", "digits", "--images", 2, "--steps", 2)
+    found, out, _ = script("compare", f"torch:{weights}", port, *options)
+    assert found == code
+    if code:
+        assert "In B no gradient arrives at blocks.0.channel_mixing.fc1.bias and " in out
+    else:
+        assert "The trainings agree for 2 steps: rounding explains every difference." in out
 
 
 def test_a_runs_own_recipe(script, weights, tmp_path, monkeypatch):

@@ -167,6 +167,10 @@ def test_progress_that_is_none_is_one_sentence(script, run_folder, tmp_path, cha
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     code, _, stderr = script(name, run, *([run] if name == "compare" else []))
     assert code == 2
+    assert "progress.json was changed" in stderr
+    path.with_name("checksums.json").unlink()  # as an older version wrote it
+    code, _, stderr = script(name, run, *([run] if name == "compare" else []))
+    assert code == 2
     assert "does not tell how far the run has come" in stderr
     assert len(stderr.splitlines()) == 1
 

@@ -104,6 +104,20 @@ def test_random_ports_go_there_and_back(
     assert identical(file_arrays(found.arrays, structure.names, "there"), theirs)
 
 
+@pytest.mark.parametrize("separator", "./")
+def test_words_tell_what_sorted_names_of_any_separator_do_not(separator):
+    config = replace(SMALL, image_size=(28, 28), tokens_mlp_dim=31)
+    words = {"fc1": "expand", "fc2": "reduce", "token_norm": "ln_tokens", "channel_norm": "ln_channels"}
+    theirs = {}
+    for name, array in random_weights(config).items():
+        for ours, word in words.items():
+            name = name.replace(ours, word)
+        theirs[name.replace(".", separator)] = array
+    found = recognise_weights(dict(sorted(theirs.items())), "here")
+    assert found.format == "structure"
+    assert identical({name: np.ascontiguousarray(a) for name, a in found.arrays.items()}, random_weights(config))
+
+
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("layout", ["torch", "conv1d", "flax"])
 @pytest.mark.parametrize("biases", [True, False])
