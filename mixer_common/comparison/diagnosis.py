@@ -12,8 +12,9 @@ import numpy as np
 
 from mixer_common.comparison.architectures import describe_architectures, describe_shapes
 from mixer_common.comparison.differences import LayerDifference, relative_error
+from mixer_common.comparison.fitted_mistakes import fitted_mistakes
 from mixer_common.comparison.gradient_mistakes import gradient_mistakes, right_gradient
-from mixer_common.comparison.mistakes import SIGNIFICANT_BITS, fitted_mistakes, layer_mistakes, rounded
+from mixer_common.comparison.mistakes import SIGNIFICANT_BITS, layer_mistakes, rounded
 from mixer_common.comparison.order_mistakes import order_mistakes, side_by_side
 from mixer_common.comparison.recording import Arrays, Recording
 from mixer_common.comparison.reference import Reference, merged

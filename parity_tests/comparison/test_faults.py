@@ -114,7 +114,7 @@ def test_there_are_many_kinds():
 def test_without_a_fault_both_agree(framework, precision):
     """Activations and gradients; in every config that the faults are planted in.
 
-    Of CUBE the activations alone: over its 3 channels a LayerNorm takes two directions of three out of its gradient, and
+    Of CUBE the activations alone: a LayerNorm over 3 channels takes two directions of three out of its gradient, and
     what is left is smaller than the terms that it is the sum of, by more than the bounds of gradients allow.
     """
     for config in {fault.config for fault in FAULTS}:
