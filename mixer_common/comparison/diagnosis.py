@@ -12,8 +12,9 @@ import numpy as np
 
 from mixer_common.comparison.architectures import describe_architectures, describe_shapes
 from mixer_common.comparison.differences import LayerDifference, relative_error
+from mixer_common.comparison.fitted_mistakes import fitted_mistakes
 from mixer_common.comparison.gradient_mistakes import gradient_mistakes, right_gradient
-from mixer_common.comparison.mistakes import SIGNIFICANT_BITS, fitted_mistakes, layer_mistakes, rounded
+from mixer_common.comparison.mistakes import SIGNIFICANT_BITS, layer_mistakes, rounded
 from mixer_common.comparison.order_mistakes import order_mistakes, side_by_side
 from mixer_common.comparison.recording import Arrays, Recording
 from mixer_common.comparison.reference import Reference, merged
@@ -64,10 +65,10 @@ def likely_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
     layer = next(layer for layer in layers(a.config) if layer.name == name)
     usual_causes = _USUAL_CAUSES.get(name, _USUAL_CAUSES[layer.kind])
     differing = differing_weights(a.weights, b.weights)
-    if cause := describe_blocks(layer, a.weights, b.weights) or _mistake(difference, layer, a, b):
+    if cause := describe_blocks(layer, a.weights, b.weights) or describe_storage(differing, a.weights, b.weights):
         return cause
-    if differing and (storage := describe_storage(differing, a.weights, b.weights)):
-        return storage
+    if mistake := _mistake(difference, layer, a, b):
+        return mistake
     if len(differing) > len(a.weights) / 2:
         return (
             f"The weights are others, {len(differing)} of {len(a.weights)} arrays by up to "
@@ -128,8 +129,7 @@ def _shape_cause(difference: LayerDifference, a: Recording, b: Recording) -> str
     good, odd, letters = (a, b, "AB") if difference.note == "only in A" else (b, a, "BA")
     model = Reference(good.config, merged(good.weights, odd.weights), good.inputs.images, good.activations)
     names = list(model.layers)
-    following = next((later for later in names[names.index(name) :] if later in odd.activations), None)
-    if following:
+    for following in [later for later in names[names.index(name) :] if later in odd.activations][:2]:
         right, value = (side.activations[following].astype(np.float64) for side in (good, odd))
         candidates = order_mistakes(model.layers[following], model, odd.activations)
         if mistake := _explanation(difference, value, right, candidates):

@@ -21,7 +21,7 @@ def order_mistakes(layer: Layer, model: Reference, seen: Arrays) -> Candidates:
     """
     block, _, name = layer.name.rpartition(".")
     if layer.kind == "residual" and name == "channel_mixing":
-        yield from _repeated(int(block.split(".")[1]), model, seen)
+        yield from _other_blocks(int(block.split(".")[1]), model, seen)
     if layer.kind != "norm":
         return
     (stream,) = model.inputs(layer)
@@ -72,8 +72,7 @@ def _block_order_mistakes(layer: Layer, model: Reference, i: int) -> Candidates:
     """The first norm of block i, or the last norm (i = num_blocks), with other blocks before it."""
     blocks = list(range(model.config.num_blocks))
     for first in range(i):
-        count = f"block {first}" if first == i - 1 else f"blocks {first} to {i - 1}"
-        yield f"{count} left out", model.value(layer, model.stream(first))
+        yield f"{_numbered(first, i - 1)} left out", model.value(layer, model.stream(first))
     orders = {
         "in the order of their names as text (10 before 2)": sorted(blocks, key=str),
         "from the last to the first": blocks[::-1],
@@ -87,16 +86,22 @@ def _block_order_mistakes(layer: Layer, model: Reference, i: int) -> Candidates:
             yield f"the blocks {description}", model.value(layer, _through(sequence, model))
 
 
-def _repeated(i: int, model: Reference, seen: Arrays) -> Candidates:
-    """What block i gives where it is computed several times."""
-    alone = not any(f"blocks.{other}.channel_mixing" in seen for other in range(model.config.num_blocks) if other != i)
+def _other_blocks(i: int, model: Reference, seen: Arrays) -> Candidates:
+    """What follows block i where it, or blocks before it, are left out or computed several times."""
+    blocks = range(model.config.num_blocks)
+    for first in range(i + 1):
+        yield f"{_numbered(first, i)} left out", model.stream(first)
+    shown = [block for block in blocks if f"blocks.{block}.token_norm" in seen]
+    if len(shown) == 1 < len(blocks):
+        yield f"block {shown[0]} in place of every block", _through(shown * len(blocks), model)
     stream = model.block(i, model.stream(i))
-    for count in range(2, model.config.num_blocks + 1):
+    for count in range(2, len(blocks) + 1):
         stream = model.block(i, stream)
-        if alone and count == model.config.num_blocks:
-            yield f"block {i} in place of every block, {count} times", stream
-        else:
-            yield f"block {i} computed {count} times", stream
+        yield f"block {i} computed {count} times", stream
+
+
+def _numbered(first: int, last: int) -> str:
+    return f"block {first}" if first == last else f"blocks {first} to {last}"
 
 
 def _through(sequence: list[int], model: Reference) -> np.ndarray:

@@ -86,13 +86,17 @@ def _resize_mistakes(images: np.ndarray, size: tuple[int, int]) -> Iterator[tupl
                 f"images resized {way} instead of bilinearly with antialiasing",
                 np.einsum("hi,bijc,wj->bhwc", rows, values, columns, optimize=True),
             )
-        across = _whole_bytes(np.einsum("bijc,wj->biwc", images.astype(np.float64), columns, optimize=True))
-        down = _whole_bytes(np.einsum("hi,bijc->bhjc", rows, across, optimize=True))
-        yield f"images resized {way} and rounded to whole bytes", (2 * down - 255) * PIXEL_SCALE
+        if not all(np.isin(matrix, (0, 1)).all() for matrix in (rows, columns)):
+            across = _by_pillow("bijc,wj->biwc", images, columns)
+            down = _by_pillow("bijc,hi->bhjc", across, rows)
+            yield f"images resized {way} and rounded to whole bytes", (2.0 * down - 255) * PIXEL_SCALE
 
 
-def _whole_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.floor(values + 0.5), 0, 255)
+def _by_pillow(axes: str, images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Images of whole bytes resized along one axis to whole bytes, in Pillow's fixed-point numbers of 22 bits."""
+    factors = np.copysign(np.floor(np.abs(matrix) * 2**22 + 0.5), matrix).astype(np.int64)
+    sums = np.einsum(axes, images.astype(np.int64), factors, optimize=True)
+    return np.clip((sums + 2**21) >> 22, 0, 255)
 
 
 def _filtered(

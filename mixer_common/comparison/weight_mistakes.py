@@ -23,28 +23,34 @@ def describe_blocks(layer: Layer, a: Arrays, b: Arrays) -> str:
     if not layer.name.startswith("blocks.") or set(a) != set(b):
         return ""
     i = int(layer.name.split(".")[1])
-    blocks = {name: _blocks(arrays) for name, arrays in (("A", a), ("B", b))}
+    blocks = {"A": _blocks(a), "B": _blocks(b)}
+    sources = {
+        odd: [_first_equal(block, blocks[good], own) for own, block in enumerate(blocks[odd])]
+        for good, odd in (("A", "B"), ("B", "A"))
+    }
+    order = list(range(len(blocks["A"])))
+    # The usual orders first, in either direction: where one side is in such an order, the other is in its inverse.
+    for description, usual in (
+        ("in the order of their names as text (10 before 2)", sorted(order, key=str)),
+        ("from the last to the first", order[::-1]),
+        *((f"of block {j} in every block", [j] * len(order)) for j in order),
+    ):
+        for good, odd in (("A", "B"), ("B", "A")):
+            if sources[odd] == usual and usual != order:
+                return f"{odd}'s blocks have {good}'s weights {description}."
     for good, odd in (("A", "B"), ("B", "A")):
-        sources = [_first_equal(block, blocks[good], own) for own, block in enumerate(blocks[odd])]
-        source = sources[i]
-        if source is None or source == i:
+        source = sources[odd][i]
+        if source in (None, i):
             continue
-        order = list(range(len(sources)))
-        if sources == sorted(order, key=str):
-            return f"{odd}'s blocks have {good}'s weights in the order of their names as text (10 before 2)."
-        if sources == order[::-1]:
-            return f"{odd}'s blocks have {good}'s weights from the last to the first."
-        if sources == [source] * len(sources):
-            return f"{odd} has the weights of {good}'s block {source} in every block."
-        if all(other is not None for other in sources) and len(set(sources)) == len(sources):
-            return f"{odd}'s blocks have {good}'s weights in the order {', '.join(map(str, sources))}."
+        if None not in sources[odd] and len(set(sources[odd])) == len(order):
+            return f"{odd}'s blocks have {good}'s weights in the order {', '.join(map(str, sources[odd]))}."
         return f"{odd}'s block {i} has the weights of {good}'s block {source}."
     return ""
 
 
 def describe_storage(differing: list[str], a: Arrays, b: Arrays) -> str:
     """A sentence where all weights that differ are the other side's rounded to a lower precision; else empty."""
-    if not all(name in b and a[name].shape == b[name].shape for name in differing):
+    if not differing or not all(name in b and a[name].shape == b[name].shape for name in differing):
         return ""
     for good, odd, names in ((a, b, "AB"), (b, a, "BA")):
         for precision, low in (

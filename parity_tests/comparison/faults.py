@@ -189,7 +189,7 @@ FAULTS = (
     Fault(
         "one block in place of all",
         {"order": "first one always"},
-        "blocks.0.channel_mixing",
+        TOKEN_NORM,
         "block 0 in place of every block",
     ),
     # ---- The end

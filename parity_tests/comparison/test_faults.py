@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison.faults import CHANNEL, CONFIG, DEEP, FAULTS, Fault
+from comparison.faults import CHANNEL, CONFIG, CUBE, DEEP, FAULTS, Fault
 from comparison.ports import faulty_linen, faulty_torch, nnx_port, random_ports
 from flax import nnx
 from helpers import FRAMEWORKS, random_weights
@@ -112,10 +112,15 @@ def test_there_are_many_kinds():
 @PRECISIONS
 @FRAMEWORKS
 def test_without_a_fault_both_agree(framework, precision):
-    """Activations and gradients; in every config that the faults are planted in."""
+    """Activations and gradients; in every config that the faults are planted in.
+
+    Of CUBE the activations alone: a LayerNorm over 3 channels takes two directions of three out of its gradient, and
+    what is left is smaller than the terms that it is the sum of, by more than the bounds of gradients allow.
+    """
     for config in {fault.config for fault in FAULTS}:
-        good = reference_recording(OTHER[framework], config, precision, True)
-        right = port(framework, config, {}).record(images(config), precision, True)
+        gradients = config != CUBE
+        good = reference_recording(OTHER[framework], config, precision, gradients)
+        right = port(framework, config, {}).record(images(config), precision, gradients)
         for pair in ((good, right), (right, good)):
             comparison = compare(*pair)
             assert comparison.agrees, (comparison.first_past_bound, comparison.cause)
@@ -201,13 +206,18 @@ RESIZES = {
 }  # fmt: skip
 
 
+@cache
+def resized_reference(precision: str) -> Recording:
+    return reference("torch", CONFIG, weights_of(CONFIG)).record(images(CONFIG, (29, 31)), precision)
+
+
 @pytest.mark.parametrize("name", RESIZES)
 @PRECISIONS
 def test_another_resize_is_found(name, precision):
     resize, cause = RESIZES[name]
     framework = "jax" if name.startswith("JAX") else "torch"
     inputs = images(CONFIG, (29, 31))
-    good = reference(OTHER[framework], CONFIG, weights_of(CONFIG)).record(inputs, precision)
+    good = resized_reference(precision)
     given = resize(inputs.images, CONFIG.image_size) / 127.5 - 1
     odd = port(framework, CONFIG, {"pixels": "given"}, given=given).record(inputs, precision)
     assert_found(compare(good, odd), "stem", cause, "B")
@@ -237,12 +247,11 @@ READ_WRONGLY = {
 
 
 @pytest.mark.parametrize("name", READ_WRONGLY)
-@PRECISIONS
 @FRAMEWORKS
-def test_weights_of_blocks_read_wrongly_are_found(framework, precision, name):
+def test_weights_of_blocks_read_wrongly_are_found(framework, name):
     weights, block, cause = READ_WRONGLY[name]
-    good = reference_recording(OTHER[framework], DEEP, precision, False)
-    odd = port(framework, DEEP, {}, weights).record(images(DEEP), precision)
+    good = reference_recording(OTHER[framework], DEEP, "float64", False)
+    odd = port(framework, DEEP, {}, weights).record(images(DEEP), "float64")
     assert_found(compare(good, odd), f"blocks.{block}.token_norm", cause, "B")
     assert_found(compare(odd, good), f"blocks.{block}.token_norm", cause, "A")
 
