@@ -72,6 +72,7 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
         except Exception as error:
             if not is_memory_exhausted(error):
                 raise
+            run.wait()
             has_checkpoint = checkpoint.exists(run.checkpoint)
             raise UserError(
                 messages.memory_exhausted(run.config, description, trainer is not None, has_checkpoint)

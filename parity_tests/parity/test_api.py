@@ -47,7 +47,7 @@ def test_the_examples_in_the_docstrings_run(package):
     documented = [
         name for name in package.__all__ if f">>> import {package.__name__}" in getattr(package, name).__doc__
     ]
-    assert documented == ["create", "load", "predict", "save", "to_pixels", "weights"]
+    assert documented == ["create", "load", "predict", "record", "save", "to_pixels", "weights"]
     assert result.attempted >= len(documented)
 
 

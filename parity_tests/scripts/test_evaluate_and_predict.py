@@ -76,6 +76,14 @@ def test_a_checkpoint_cut_short(script, run_folder, tmp_path, name):
     weights.write_bytes(weights.read_bytes()[:5000])
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     arguments = {"evaluate": (run,), "predict": (run, tmp_path / "a.png"), "train_torch": ("--out", run, "--resume")}
+    if name == "train_torch":  # goes on from the one before, if there is one
+        (earlier,) = (run / "checkpoints").iterdir()
+        code, stdout, _ = script(name, *arguments[name], "--steps", 500)
+        assert code == 0
+        assert "model.safetensors was changed or damaged" in stdout
+        assert f"The one before is taken, of step {int(earlier.name[5:])}; the steps after it are trained" in stdout
+        weights.write_bytes(weights.read_bytes()[:5000])
+        shutil.rmtree(run / "checkpoints")
     code, _, stderr = script(name, *arguments[name])
     assert code == 2
     assert "model.safetensors" in stderr

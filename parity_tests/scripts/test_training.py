@@ -56,6 +56,8 @@ def test_a_run_writes_everything_it_promises(script, tmp_path, framework):
     ):
         assert message in stdout, message
     assert {path.name for path in out.iterdir() if "tfevents" not in path.name} == {
+        ".lock",
+        "checkpoints",
         "config.json",
         "metrics.jsonl",
         "step_losses.npy",

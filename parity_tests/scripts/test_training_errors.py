@@ -84,7 +84,9 @@ def test_no_space(script, tmp_path, monkeypatch):
 
     def fsync(descriptor: int) -> None:
         writes.append(descriptor)
-        if len(writes) > 9:  # the run's config; losses, metrics and the four files of the first checkpoint
+        # The run's config, its losses and metrics, each with its folder; the first checkpoint's five files, its folder
+        # and the one above.
+        if len(writes) > 13:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fsync)
