@@ -1,7 +1,7 @@
 """The comparison of what two models computed, and its result."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mixer_common.comparison.bounds import (
@@ -115,21 +115,26 @@ def compare(a: Recording, b: Recording, tolerance: float | None = None, judge: R
             f"{b.origin.name} on {b.inputs.description} (SHA-256 {b.inputs.sha256[:12]}): compare what was computed "
             "on the same images and labels."
         )
+    activations, hidden = _without_hidden(_activations(a, b, tolerance, judge))
+    activation_gradients = [each for each in _activation_gradients(a, b, tolerance) if each.name not in hidden]
     comparison = Comparison(
         a.origin,
         b.origin,
         a.inputs.description,
         describe_weights(a, b),
-        _activations(a, b, tolerance, judge),
+        activations,
         _gradients(a, b, tolerance),
         tolerance,
-        activation_gradients=_activation_gradients(a, b, tolerance),
+        activation_gradients=tuple(activation_gradients),
         logits=logit_agreement(a.activations.get("head"), b.activations.get("head")),
         settings=differing_settings(a, b),
         observations=tuple(
             f"{side}: {observation}"
             for side, recording in (("A", a), ("B", b))
-            for observation in recording.observations
+            for observation in (
+                *(text for text in recording.observations if text.split(" ")[0] not in hidden),
+                *_describe_hidden(hidden, side),
+            )
         ),
     )
     first = comparison.first_past_bound
@@ -157,6 +162,28 @@ def _activations(
         else difference
         for difference in differences
     )
+
+
+def _without_hidden(
+    differences: tuple[LayerDifference, ...],
+) -> tuple[tuple[LayerDifference, ...], dict[str, str]]:
+    """The differences without layers that one side does not show, and these with their notes.
+
+    A module that uses its weights in functions instead of submodules hides layers. They are left out only where all
+    others agree, the logits among them: else a layer that is not there may be what the sides part at.
+    """
+    hidden = {difference.name: difference.note for difference in differences if difference.note.startswith("only in")}
+    shown = tuple(difference for difference in differences if difference.name not in hidden)
+    agree = any(difference.name == "head" for difference in shown) and not any(each.past_bound for each in shown)
+    return (shown, hidden) if agree else (differences, {})
+
+
+def _describe_hidden(hidden: Mapping[str, str], side: str) -> list[str]:
+    """A sentence on the layers that a side hides; none where it shows all."""
+    names = [name for name, note in hidden.items() if note != f"only in {side}"]
+    if not names:
+        return []
+    return [f"{len(names)} layers, from {names[0]} to {names[-1]}, are shown by no submodule, and were not compared."]
 
 
 def _judge_errors(name: str, a: Recording, b: Recording, judge: Recording) -> JudgeErrors:

@@ -595,3 +595,56 @@ def test_record_takes_what_the_documentation_says(precision):
         mixer_torch.record(torch_net(), images, layout="hwcn")
     with pytest.raises(UserError, match="precision is 'float8'"):
         mixer_torch.record(torch_net(), images, precision="float8")
+
+
+class FunctionalBlock(nn.Module):
+    """Holds its weights in submodules and uses them in functions."""
+
+    def __init__(self, config):
+        super().__init__()
+        S, C = config.num_patches, config.hidden_dim
+        self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.tok1, self.tok2 = nn.Linear(S, config.tokens_mlp_dim), nn.Linear(config.tokens_mlp_dim, S)
+        self.ch1, self.ch2 = nn.Linear(C, config.channels_mlp_dim), nn.Linear(config.channels_mlp_dim, C)
+
+    def forward(self, x):
+        y = F.layer_norm(x, x.shape[-1:], self.ln1.weight, self.ln1.bias).transpose(1, 2)
+        y = F.linear(F.gelu(F.linear(y, self.tok1.weight, self.tok1.bias)), self.tok2.weight, self.tok2.bias)
+        x = x + y.transpose(1, 2)
+        y = F.layer_norm(x, x.shape[-1:], self.ln2.weight, self.ln2.bias)
+        return x + F.linear(F.gelu(F.linear(y, self.ch1.weight, self.ch1.bias)), self.ch2.weight, self.ch2.bias)
+
+
+class FunctionalPort(nn.Module):
+    def __init__(self, config, maximum=False):
+        super().__init__()
+        self.stem = nn.Conv2d(3, config.hidden_dim, config.patch_size, config.patch_size)
+        self.layers = nn.ModuleList(FunctionalBlock(config) for _ in range(config.num_blocks))
+        self.ln, self.head = nn.LayerNorm(config.hidden_dim), nn.Linear(config.hidden_dim, config.num_classes)
+        self.maximum = maximum
+
+    def forward(self, pixels):
+        x = F.conv2d(pixels, self.stem.weight, self.stem.bias, stride=self.stem.stride).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.ln(x)
+        return self.head(x.amax(1) if self.maximum else x.mean(1))
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_layers_that_no_submodule_shows_are_no_difference(precision):
+    """As long as everything else agrees; else they may be what the sides part at."""
+    weights = random_weights(SMALL)
+    images = np.random.default_rng(0).integers(0, 256, (3, *SMALL.image_size, 3), np.uint8)
+    reference = mixer_jax.record(mixer_jax.create(SMALL, weights=weights), images, None, precision)
+    epsilon = {"layer_norm_epsilon": SMALL.layer_norm_epsilon}
+    good, odd = (
+        mixer_torch.record(FunctionalPort(SMALL, maximum), images, None, precision, weights=weights, **epsilon)
+        for maximum in (False, True)
+    )
+    for pair, hiding in (((reference, good), "B"), ((good, reference), "A")):
+        comparison = compare(*pair)
+        assert comparison.agrees, comparison.cause
+        assert [difference.name for difference in comparison.activations][-1] == "head"
+        assert any(text.startswith(f"{hiding}: ") and "were not compared" in text for text in comparison.observations)
+    assert not compare(reference, odd).agrees
