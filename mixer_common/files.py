@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: until its content lies on the disk, an older file keeps the name."""
+    """Writes a file whole or not at all: until its content lies on the disk, an older file keeps the name.
+
+    A link stays one, and what is no file, such as /dev/stdout, is written to.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     new = hidden_sibling(path, "new")
     try:
         write_file(new, data)
@@ -51,22 +59,25 @@ def replace_folder(new: Path, folder: Path, previous: Path | None = None) -> Non
         folder.rename(old)
     new.rename(folder)
     sync_folder(folder.parent)
-    if previous and old.exists():
-        previous.parent.mkdir(exist_ok=True)
-        shutil.rmtree(previous, ignore_errors=True)
-        old.rename(previous)
+    with suppress(OSError):  # what follows only tidies up
+        if previous and old.exists():
+            previous.parent.mkdir(exist_ok=True)
+            shutil.rmtree(previous, ignore_errors=True)
+            old.rename(previous)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(path: Path) -> None:
-    """Waits until the names in a folder lie on the disk, where the system can tell."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows
+    """Waits until the names in a folder lie on the disk, where the system can do that; Windows and some network
+    disks cannot."""
+    if not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_manifest(folder: Path, logs: Mapping[str, str]) -> None:
@@ -77,14 +88,21 @@ def write_manifest(folder: Path, logs: Mapping[str, str]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
-    """What write_manifest wrote: "sha256" and "logs"; both empty where there is no manifest, as of version 0.1.
+    """What write_manifest wrote: "sha256" and "logs"; both empty where there is no manifest, as of version 0.1, or
+    somebody else's.
 
     Raises UserError where it is damaged.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    is_checkpoint = (folder / "progress.json").exists()
+    try:
+        values = read_json(path)
+    except UserError:
+        if path.exists() and is_checkpoint:
+            raise
         return {"sha256": {}, "logs": {}}
-    values = read_json(path)
+    if not is_checkpoint and values.keys() != {"sha256", "logs", "checksum"}:
+        return {"sha256": {}, "logs": {}}
     parts = {name: values.get(name) for name in ("sha256", "logs")}
     if _manifest_bytes(*parts.values()) != path.read_bytes():
         raise UserError(f"{path} was changed or damaged after it was written; use another checkpoint.")

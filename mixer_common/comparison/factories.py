@@ -32,6 +32,16 @@ def call_factory(text: str) -> Any:
     Raises UserError where the file, the module or the function is missing, or where the user's code raises.
     """
     place, _, name = text.rpartition(":")
+    # Its neighbours can be imported, by the function, too, as when it is run.
+    folder = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        return _call(text, place, name)
+    finally:
+        sys.path.remove(folder)
+
+
+def _call(text: str, place: str, name: str) -> Any:
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     factory = getattr(module, name, None)
     if factory is None:
@@ -100,21 +110,17 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     previous = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses and pickles look their module up
-    sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as when it is run
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"{path} cannot be imported: it raised {describe_error(error)}.") from error
     finally:
-        sys.path.remove(str(path.resolve().parent))
         if previous is not None:
             sys.modules[path.stem] = previous
     return module
 
 
 def _import_module(name: str) -> ModuleType:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -125,5 +131,3 @@ def _import_module(name: str) -> ModuleType:
         raise UserError(f"{name} cannot be imported: it raised {describe_error(error)}.") from error
     except Exception as error:
         raise UserError(f"{name} cannot be imported: it raised {describe_error(error)}.") from error
-    finally:
-        sys.path.remove(folder)

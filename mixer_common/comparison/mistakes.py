@@ -14,8 +14,8 @@ from mixer_common.config.model import Layer, ModelConfig
 
 Candidates = Iterator[tuple[str, np.ndarray]]
 
-# The bits of a number's fraction, with the one in front of it. TF32 has the range of float32 and as many as float16.
 _RESHAPED = "its result (N, C, S) reshaped to (N, S, C) instead of transposed"
+# The bits of a number's fraction, with the one in front of it. TF32 has the range of float32 and as many as float16.
 SIGNIFICANT_BITS = {"bfloat16": 8, "TF32 or float16": 11, "float32": 24}
 
 

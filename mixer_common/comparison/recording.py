@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -95,15 +95,6 @@ class Subject(Protocol):
         replacements: activations by name, canonical (N, ...), with which the model goes on after it has computed its
         own. So every layer gets the input that another model had there, and one difference does not colour the next.
         """
-        ...
-
-
-@runtime_checkable
-class TrainableSubject(Subject, Protocol):
-    """A subject that can be given other weights, and so be trained."""
-
-    def with_weights(self, arrays: Arrays) -> "TrainableSubject":
-        """The same model with other canonical weights."""
         ...
 
 

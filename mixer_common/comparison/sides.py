@@ -196,7 +196,8 @@ def _open_module(text: str, device: str, options: SideOptions, like: ModelConfig
             "torch": "a torch.nn.Module",
         }
         raise UserError(f"{text} returned {_described(model)}, but must return {expected[name]}.")
-    weights = load_weights(options.weights, pixels=options.pixels) if options.weights else None
+    # The options on pixels and names are about the module; weights of a run or of a format say their own.
+    weights = load_weights(options.weights) if options.weights else None
     arrays = weights.arrays if weights else None
     like = weights.config if weights else like
     size, block = (like.image_size, like.block) if like else (None, None)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixer_common.comparison.bounds import UNIT_ROUNDOFF
-from mixer_common.comparison.recording import Arrays, Subject, TrainableSubject
+from mixer_common.comparison.recording import Arrays, RecordingSubject, Subject
 from mixer_common.comparison.sides import WeightsSubject
 from mixer_common.comparison.steps_cause import Step, gradients_cause, moments_cause, weights_cause
 from mixer_common.comparison.stream import drifting_weights
@@ -218,6 +218,11 @@ def train_and_compare(
             f"--steps trains {names[1]} from the weights of {names[0]}, but the models have different shapes "
             f"({describe_differences(a.config, b.config)}): name two models of the same sizes."
         )
+    if missing := a.weights.keys() ^ b.weights.keys():
+        raise UserError(
+            f"--steps trains {names[1]} from the weights of {names[0]}, but only one of them has "
+            f"{', '.join(sorted(missing))}: name two models with the same layers."
+        )
     plain = not all(isinstance(side, WeightsSubject) for side in sides)
     recipe_a, recipe_b = (side.recipe if isinstance(side, WeightsSubject) else None for side in sides)
     recipe, description = choose_recipe(recipe_a, recipe_b, precision, plain)
@@ -295,16 +300,16 @@ def rms_errors(arrays: Arrays, references: Arrays) -> np.ndarray:
     return np.array(errors)
 
 
-def _trainable(subject: Subject, name: str) -> TrainableSubject:
-    if isinstance(subject, TrainableSubject):
-        return subject
-    raise UserError(
-        f"--steps trains both sides, and {name} is a recording, which computes nothing: name a run, weights or a "
-        "module."
-    )
+def _trainable(subject: Subject, name: str) -> Subject:
+    if isinstance(subject, RecordingSubject):
+        raise UserError(
+            f"--steps trains both sides, and {name} is a recording, which computes nothing: name a run, weights or a "
+            "module."
+        )
+    return subject
 
 
-def _trainer(subject: TrainableSubject, recipe: TrainConfig, dataset: Dataset, device: str) -> StepTrainer:
+def _trainer(subject: Subject, recipe: TrainConfig, dataset: Dataset, device: str) -> StepTrainer:
     images, labels = dataset.train_images, dataset.train_labels % subject.config.num_classes
     if isinstance(subject, WeightsSubject):
         return subject.trainer(recipe, images, labels)

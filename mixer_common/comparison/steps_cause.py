@@ -29,6 +29,9 @@ class Step:
 def gradients_cause(a: Step, b: Step) -> str:
     """One or two sentences where the gradients of a step part."""
     references, values = a.after["gradient"], b.after["gradient"]
+    for side, arrays in (("A", references), ("B", values)):
+        if lost := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            return f"In {side} the gradients of {_some(lost)} are infinite or no numbers."
     for side, zero, other in (("B", values, references), ("A", references, values)):
         if missing := [name for name in other if not np.any(zero[name]) and np.any(other[name])]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -31,7 +31,6 @@ HEAT_COLOURS = {
     "l5": "#c9540f",
     "l6": "#7c2d0a",
 }
-_NOT_FINITE = len(COLOUR_LIMITS) + 1  # drawn as the largest multiples, since a number is missing there
 MAX_COLUMNS = 60
 _WIDTH, _LABELS, _GAP = 4.6, 1.42, 0.12  # inches: as wide as a phone, so that the text is readable there
 _ROW, _TOP, _BOTTOM = 0.085, 0.5, 1.2

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_common.comparison.recording import Arrays, Inputs, TrainableSubject
+from mixer_common.comparison.recording import Arrays, Inputs, Subject
 from mixer_common.config.model import weight_shapes
 from mixer_common.config.train import MOMENTS, TrainConfig
 from mixer_common.interface import Framework
@@ -42,7 +42,7 @@ class SubjectTrainer:
 
     def __init__(
         self,
-        subject: TrainableSubject,
+        subject: Subject,
         framework: Framework,
         device: Any,
         recipe: TrainConfig,

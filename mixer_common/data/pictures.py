@@ -12,8 +12,6 @@ from mixer_common.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pixels; a picture of that size takes 0.6 GB while it is read.
-_LARGEST_PICTURE = 200_000_000
 _WHITE_IS_ZERO = (262, 0)  # TIFF's tag of the photometric interpretation, and its value
 
 
@@ -34,9 +32,8 @@ def load_picture(path: Path, size: int) -> np.ndarray:
         raise UserError(f"picture size {size} is not possible: expected at least 1 pixel.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _LARGEST_PICTURE is the limit here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice its size it is an error
             with Image.open(path) as opened:
-                _check_size(path, *opened.size)
                 picture = _with_8_bits(path, opened)
                 picture = ImageOps.exif_transpose(picture)
                 if picture.has_transparency_data:
@@ -54,7 +51,7 @@ def load_picture(path: Path, size: int) -> np.ndarray:
         raise UserError(f"the picture {path} may not be read: check its permissions.") from None
     except Image.DecompressionBombError:
         raise UserError(
-            f"{path} has more than {_LARGEST_PICTURE / 1e6:.0f} million pixels: scale it down first."
+            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels: scale it down first."
         ) from None
     # Pillow's plugins raise whatever the broken file leads them to.
     except Exception as error:
@@ -65,14 +62,6 @@ def load_picture(path: Path, size: int) -> np.ndarray:
 
     # `fit` cuts the square out before it resizes, so that a long thin picture needs no more memory than others.
     return np.array(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR))
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > _LARGEST_PICTURE:
-        raise UserError(
-            f"{path} has {width} x {height} pixels, more than {_LARGEST_PICTURE / 1e6:.0f} million: scale it down "
-            "first."
-        )
 
 
 def _with_8_bits(path: Path, picture: "Image") -> "Image":

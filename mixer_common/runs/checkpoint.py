@@ -5,9 +5,11 @@ Arrays have canonical form, so either framework continues what the other began.
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -18,7 +20,6 @@ from mixer_common.config.model import ModelConfig, model_config_from_json, weigh
 from mixer_common.config.train import TrainConfig, moment_names
 from mixer_common.errors import UserError
 from mixer_common.files import (
-    MANIFEST,
     check_sum,
     hidden_sibling,
     read_json,
@@ -28,6 +29,8 @@ from mixer_common.files import (
     write_manifest,
 )
 from mixer_common.weights.canonical import check_weights
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -116,18 +119,19 @@ def save(folder: Path, checkpoint: Checkpoint, previous: Path | None = None) -> 
 
 def exists(folder: Path) -> bool:
     """Whether a checkpoint was written there; `load` checks whether it is whole."""
+    folder = folder.resolve()
     return folder.exists() or hidden_sibling(folder, "old").exists()
 
 
 def load(folder: Path) -> Checkpoint:
     """Reads a checkpoint. Raises UserError where it is missing, cut short, changed or does not fit together."""
-    return _consistent(folder, _load)
+    return consistent(folder, _load)
 
 
 def _load(folder: Path) -> Checkpoint:
     checkpoint = _load_model(folder)
     config, shapes = checkpoint.config, weight_shapes(checkpoint.config.model)
-    path = _complete(folder) / "optimizer.safetensors"
+    path = complete(folder) / "optimizer.safetensors"
     arrays = _read_arrays(path)
     names = moment_names(config.train)
     check_weights(arrays, {f"{moment}.{name}": shape for moment in names for name, shape in shapes.items()}, str(path))
@@ -140,13 +144,13 @@ def load_run(folder: Path) -> Checkpoint:
     """The checkpoint of a run's folder, or the one that the folder itself is, without moments: optimizer.safetensors,
     twice as large as the model, may be missing."""
     if (folder / "model.safetensors").exists():
-        return _consistent(folder, _load_model)
+        return consistent(folder, _load_model)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is no run: expected a folder that a training script wrote, with config.json "
             "and checkpoint/; name one, for instance of those in runs/."
         )
-    return _consistent(folder / "checkpoint", _load_model)
+    return consistent(folder / "checkpoint", _load_model)
 
 
 def read_progress(path: Path) -> TrainingProgress:
@@ -170,36 +174,43 @@ def read_progress(path: Path) -> TrainingProgress:
     return from_dict(TrainingProgress, values, str(path))
 
 
-def _consistent(folder: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
-    """What `read` finds in the folder, all of one step: read again where a training replaced the folder meanwhile."""
+def consistent(folder: Path, read: Callable[[Path], Result]) -> Result:
+    """What `read` finds in a checkpoint's folder, all of one step: it is called again where a training replaced the
+    folder meanwhile."""
+    is_sure = False
     while True:
-        before = _manifest(folder)
+        before = _identity(folder)
         try:
-            checkpoint = read(folder)
-            if _manifest(folder) == before:
-                return checkpoint
-        except UserError:
-            if _manifest(folder) == before:
-                raise
+            result = read(folder)
+            if _identity(folder) == before:
+                return result
+        except (UserError, OSError):
+            if _identity(folder) == before:
+                if is_sure:
+                    raise
+                is_sure = True  # unless the folder was between two names
+                time.sleep(0.05)
 
 
-def _manifest(folder: Path) -> bytes:
-    """What tells one checkpoint from the next; empty where there is none."""
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells one checkpoint from the next; None where there is none."""
     try:
-        return (_complete(folder) / MANIFEST).read_bytes()
+        status = (complete(folder) / "progress.json").stat()
+        return status.st_ino, status.st_mtime_ns
     except OSError:
-        return b""
+        return None
 
 
-def _complete(folder: Path) -> Path:
+def complete(folder: Path) -> Path:
     """The checkpoint's folder, or the older one where `save` was stopped between its two renames."""
+    folder = folder.resolve()  # it may be a link to another disk
     old = hidden_sibling(folder, "old")
     return old if not folder.exists() and old.exists() else folder
 
 
 def _load_model(folder: Path) -> Checkpoint:
     """A checkpoint without the optimizer's moments."""
-    folder = _complete(folder)
+    folder = complete(folder)
     if not folder.is_dir():
         raise UserError(
             f"{folder} is no checkpoint: expected a folder with config.json, model.safetensors, "

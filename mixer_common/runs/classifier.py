@@ -7,7 +7,7 @@ from mixer_common import files
 from mixer_common.errors import UserError
 from mixer_common.files import check_sum
 from mixer_common.options import WeightsOptions
-from mixer_common.runs.checkpoint import RunConfig, TrainingProgress, read_progress
+from mixer_common.runs.checkpoint import RunConfig, TrainingProgress, consistent, read_progress
 from mixer_common.weights import folders
 from mixer_common.weights.addresses import local_path
 from mixer_common.weights.canonical import ModelWeights
@@ -60,10 +60,16 @@ def open_classifier(address: str, options: WeightsOptions) -> Classifier:
             "or weights in any format that convert.py reads; name one, for instance of those in runs/."
         )
     folder = folders.weights_in(path).parent if path and path.is_dir() else None
+    if folder is None:
+        return _open(address, options, None)
+    return consistent(folder, lambda folder: _open(address, options, folder))
+
+
+def _open(address: str, options: WeightsOptions, folder: Path | None) -> Classifier:
+    """The model at an address. folder: that of its weights, where it is one of this machine."""
     is_run = folder is not None and _is_run(folder / "config.json")
     if folder and is_run:
-        for name in ("config.json", "model.safetensors"):
-            check_sum(folder / name)
+        check_sum(folder / "config.json")  # that of the weights is checked where they are read
     weights = read_weights(address, options, without_head=True)
     if not weights.has_head:
         raise UserError(

@@ -53,7 +53,7 @@ def read_resumable(path: Path, step: int | None = None) -> Checkpoint:
 
     step: of the checkpoint to go on from; None: the newest that is whole. Raises UserError where there is none.
     """
-    if not checkpoint.exists(path / "checkpoint"):
+    if not checkpoint.exists(path / "checkpoint") and not history.older(path):
         raise UserError(f"{path} was stopped before its first checkpoint: begin it anew with --overwrite.")
     state, lines = history.load(path, step)
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
@@ -62,7 +62,7 @@ def read_resumable(path: Path, step: int | None = None) -> Checkpoint:
 
 class RunFolder:
     """The folder of a run that trains: config.json, metrics.jsonl, step_losses.npy, summary.json, checkpoint/,
-    pictures/ and TensorBoard's events.
+    checkpoints/, pictures/, TensorBoard's events and a lock.
 
     `begin` and `resume` open one. Use it as a context, which waits for the last checkpoint, closes the events and gives
     back the lock.

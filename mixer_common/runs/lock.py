@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 from mixer_common.errors import UserError
 
 NAME = ".lock"
+OWNER = ".lock.json"  # beside it, since Windows lets nobody write to a file that is locked
 
 
 def lock_run(path: Path) -> FileLock:
@@ -24,10 +26,11 @@ def lock_run(path: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{path} is being trained by {_owner(path / NAME)}: wait for its end, stop it, or choose another --out."
+            f"{path} is being trained by {_owner(path / OWNER)}: wait for its end, stop it, or choose another --out."
         ) from None
     owner = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    (path / NAME).write_text(json.dumps(owner) + "\n")
+    with suppress(OSError):  # it only tells others whose the lock is
+        (path / OWNER).write_text(json.dumps(owner) + "\n")
     return lock
 
 

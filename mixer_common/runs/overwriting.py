@@ -9,7 +9,15 @@ from mixer_common.runs.checkpoint import RunConfig
 
 # What a run writes, as patterns of names in its folder, in its checkpoint and among its pictures; --overwrite removes
 # nothing else.
-_FILES = ("config.json", "metrics.jsonl", "step_losses.npy", "summary.json", "events.out.tfevents.*", lock.NAME)
+_FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "step_losses.npy",
+    "summary.json",
+    "events.out.tfevents.*",
+    lock.NAME,
+    lock.OWNER,
+)
 _CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "progress.json", "checksums.json")
 _PICTURES = (
     "first_test_batch.png",
@@ -26,7 +34,7 @@ _FOLDERS = ("pictures", "checkpoint", ".checkpoint.new", ".checkpoint.old", hist
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises UserError where something lies in the place of a new run that it may not replace."""
-    if not path.exists() or (path.is_dir() and all(item.name == lock.NAME for item in path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(item.name in (lock.NAME, lock.OWNER) for item in path.iterdir())):
         return
     if not overwrite:
         raise UserError(
@@ -57,7 +65,7 @@ def remove_run(path: Path) -> None:
                 folder.unlink()
             elif folder.is_dir():
                 for item in folder.iterdir():
-                    if item.name != lock.NAME and _is_ours(item.name, patterns) and not item.is_dir():
+                    if item.name not in (lock.NAME, lock.OWNER) and _is_ours(item.name, patterns) and not item.is_dir():
                         item.unlink()
     for folder in [*path.glob(f"{history.FOLDER}/*"), *(path / name for name in _FOLDERS)]:
         if folder.is_dir() and not any(folder.iterdir()):

@@ -53,8 +53,9 @@ class TrainArguments:
     """Continue the run in --out, whichever framework began it."""
     resume_from: int | None = None
     """With --resume: continue from the checkpoint of this step, one of those that --keep kept. Default: the newest."""
-    keep: Keep = 2
-    """Number of the newest checkpoints to keep, at least 1; best: two, and the one of the best test accuracy."""
+    keep: Keep | None = None
+    """Number of the newest checkpoints to keep, at least 1; best: two, and the one of the best test accuracy. Default:
+    2; of a run that is resumed as many as it has."""
     overwrite: bool = False
     """Delete the run in --out and begin a new one."""
     init_from: str | None = None

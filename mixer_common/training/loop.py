@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from mixer_common.terminal import Display
 from mixer_common.training import messages
 from mixer_common.training.dispatch import DispatchClock, dispatch_steps
 from mixer_common.training.evaluation import check_before_checkpoint, check_finite, evaluate_epoch
-from mixer_common.training.metrics import images_per_second
+from mixer_common.training.metrics import accuracy, cross_entropy, images_per_second
 from mixer_common.training.signals import StopSignal
 from mixer_common.training.summary import draw_results, summarise
 
@@ -111,7 +112,7 @@ def _train_epoch(
     if row:
         run.add_metrics(row)
     run.save(progress, weights, moments)
-    if row:  # not before the epoch lies on the disk: printing can fail
+    if row:
         display.line(messages.epoch_line(row, num_epochs))
     return progress, logits
 
@@ -121,7 +122,14 @@ def _finish(
 ) -> None:
     """Writes the summary and the pictures of the results. logits: of the test images, (N, num_classes)."""
     run.wait()  # the summary says that the run is complete
-    last_row = run.metrics[-1]
+    if not run.metrics or run.metrics[-1]["step"] != progress.step:  # the last row was lost
+        labels = dataset.test_labels
+        last_row: dict[str, Any] = {
+            "test_loss": cross_entropy(logits, labels),
+            "test_accuracy": accuracy(logits, labels),
+        }
+    else:
+        last_row = run.metrics[-1]
     run.write_summary(summarise(run.config, progress, dataset, last_row, framework, device))
     title = f"{framework.name} {run.config.model_name} on {dataset.name}"
     draw_results(run.pictures, title, run.losses(), run.metrics, logits, dataset)

@@ -19,6 +19,7 @@ from mixer_common.plan.initial import initial_weights
 from mixer_common.runs import checkpoint
 from mixer_common.runs.checkpoint import Checkpoint, RunConfig, TrainingProgress
 from mixer_common.runs.folder import RunFolder, lock_resumable, read_resumable
+from mixer_common.runs.history import kept_so_far
 from mixer_common.training import messages
 from mixer_common.training.arguments import TrainArguments
 from mixer_common.training.given_weights import adapt_weights
@@ -81,7 +82,7 @@ def train(framework: Framework, arguments: TrainArguments, given: ModelWeights |
 
 def run_to_resume(arguments: TrainArguments) -> Path | None:
     """The folder of the run to resume; None for a new run. Raises UserError where options contradict each other."""
-    if arguments.keep != "best" and arguments.keep < 1:
+    if arguments.keep not in (None, "best") and arguments.keep < 1:
         raise UserError(f"--keep is {arguments.keep}, but at least 1 checkpoint, the newest, must be kept.")
     if not arguments.resume:
         if arguments.resume_from is not None:
@@ -127,7 +128,7 @@ def begin_run(arguments: TrainArguments, given: ModelWeights | None, framework: 
         picture_size=dataset.train_images.shape[1],
         init_from=(given.origin if given else "") or str(arguments.init_from or ""),
     )
-    run = RunFolder.begin(path, run_config, arguments.overwrite, arguments.keep)
+    run = RunFolder.begin(path, run_config, arguments.overwrite, arguments.keep or 2)
     return StartingPoint(run, TrainingProgress(0, ((framework, 0),)), weights, None)
 
 
@@ -163,9 +164,8 @@ def resume_run(
     frameworks = state.progress.frameworks
     if state.last_framework != framework:
         frameworks = (*frameworks, (framework, state.progress.step))
-    run = RunFolder.resume(
-        path, replace(config, train=recipe), state.progress.step, folder_lock, arguments.keep, state.logs
-    )
+    keep = arguments.keep or kept_so_far(path)
+    run = RunFolder.resume(path, replace(config, train=recipe), state.progress.step, folder_lock, keep, state.logs)
     return StartingPoint(run, replace(state.progress, frameworks=frameworks), state.weights, state.moments)
 
 

@@ -10,11 +10,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
 
 from mixer_common import files
 from mixer_common.config.fields import from_dict
@@ -66,7 +67,7 @@ def fetch(url: str, sha256: str | None, progress: ByteCallback) -> CachedFile:
     name = Path(unquote(urlsplit(url).path)).name
     path = folder / (name if name.strip(".") else "weights")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with FileLock(folder / ".lock"):  # no other process downloads into it meanwhile
         cached = _read_version(path)
         notes = ()
         if cached is None or cached.sha256 != sha256:  # else nobody has to be asked
@@ -253,16 +254,6 @@ def _read_version(path: Path) -> _Version | None:
 
 def _write_version(path: Path, version: _Version) -> None:
     files.replace_file(_version_path(path), (json.dumps(asdict(version), indent=2) + "\n").encode())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits until no other process downloads into the folder, and keeps others from it."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,8 @@ from mixer_common.weights.canonical import ModelWeights
 from mixer_common.weights.files import save_weights
 
 OTHER = {"jax": "torch", "torch": "jax"}
-PRECISIONS = pytest.mark.parametrize("precision", ["float64", "float32"])
+# One precision of each fault is tested always, the others with the slow tests.
+PRECISIONS = pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 
 
 @cache
@@ -92,7 +93,12 @@ def assert_found(comparison: Comparison, layer: str, cause: str, odd: str) -> No
 @pytest.mark.parametrize(
     ("fault", "precision"),
     [
-        pytest.param(fault, precision, id=f"{fault.name}-{precision}")
+        pytest.param(
+            fault,
+            precision,
+            id=f"{fault.name}-{precision}",
+            marks=[pytest.mark.slow] if precision != fault.precisions[0] else [],
+        )
         for fault in FAULTS
         for precision in fault.precisions
     ],

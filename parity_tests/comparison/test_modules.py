@@ -648,3 +648,12 @@ def test_layers_that_no_submodule_shows_are_no_difference(precision):
         assert [difference.name for difference in comparison.activations][-1] == "head"
         assert any(text.startswith(f"{hiding}: ") and "were not compared" in text for text in comparison.observations)
     assert not compare(reference, odd).agrees
+
+
+def test_a_factory_imports_its_neighbours_when_it_is_called(tmp_path):
+    (tmp_path / "neighbour_of_a_port.py").write_text("WIDTH = 1\n")
+    (tmp_path / "port.py").write_text(
+        "def build():\n    import neighbour_of_a_port\n    return neighbour_of_a_port.WIDTH\n"
+    )
+    with pytest.raises(UserError, match=r"returned an object of type builtins\.int, but must return"):
+        open_side(f"torch:{tmp_path / 'port.py'}:build", "torch", "cpu")

@@ -15,7 +15,7 @@ import mixer_jax.optimizer
 import mixer_jax.train
 import mixer_torch.optimizer
 import mixer_torch.train
-from mixer_common.comparison.recording import Arrays
+from mixer_common.comparison.recording import Arrays, Inputs, RecordingSubject
 from mixer_common.comparison.sides import OpenedModel, WeightsSubject
 from mixer_common.comparison.steps import KINDS, StepsComparison, rms_errors, train_and_compare
 from mixer_common.comparison.steps_drawing import HEAT_COLOURS, bins, colours, heat_map_svg, save_heat_map
@@ -432,13 +432,9 @@ def test_bad_input(script, weights, tmp_path):
 
 
 def test_a_recording_cannot_be_trained(digits):
-    class Recorded:
-        config, weights, framework = CONFIG, model_weights(CONFIG).arrays, "jax"
-
-        def record(self, *arguments):
-            raise AssertionError("nothing is computed")
-
+    inputs = Inputs(digits.test_images[:2], digits.test_labels[:2], "two digits")
+    recorded = RecordingSubject(side("jax", "float64", None).record(inputs, "float64"))
     with pytest.raises(UserError, match=r"--steps trains both sides, and golden\.safetensors is a recording"):
         train_and_compare(
-            side("torch", "float64", None), Recorded(), ("A", "golden.safetensors"), digits, 2, "float64", "cpu"
+            side("torch", "float64", None), recorded, ("A", "golden.safetensors"), digits, 2, "float64", "cpu"
         )

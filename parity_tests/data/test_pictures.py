@@ -149,7 +149,7 @@ def test_twelve_bits_in_sixteen_are_suspected(tmp_path, capsys):
 @pytest.mark.parametrize("size", [(20_000, 20_000), (15_000, 15_000)])
 def test_a_picture_of_too_many_pixels_is_not_read(tmp_path, size):
     Image.new("1", size).save(tmp_path / "picture.png")
-    with pytest.raises(UserError, match=r"pixels?, more than 200 million|more than 200 million pixels: scale it down"):
+    with pytest.raises(UserError, match="has more than 179 million pixels: scale it down first"):
         load_picture(tmp_path / "picture.png", 16)
 
 

@@ -14,7 +14,8 @@ from helpers import example
 from mixer_common.config.train import MOMENTS
 from mixer_common.errors import UserError
 from mixer_common.runs import checkpoint, history
-from mixer_common.weights.files import load_weights
+from mixer_common.weights.canonical import ModelWeights
+from mixer_common.weights.files import load_weights, save_weights
 
 
 @pytest.mark.parametrize("optimizer", MOMENTS)
@@ -43,7 +44,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, optimizer, dtype, changes)
     ]
 
 
-@pytest.mark.parametrize("fail_at", range(1, 7))
+@pytest.mark.parametrize("fail_at", range(1, 6))
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fail_at):
     checkpoint.save(tmp_path / "checkpoint", example(step=7))
     calls = []
@@ -149,12 +150,12 @@ def test_arrays_are_plain_safetensors(tmp_path):
 
 
 def test_a_flipped_bit_is_noticed_anywhere(tmp_path):
-    """One bit at 200 places of the files together; what is only read for its weights notices those of the weights."""
+    """One bit at 100 places of the files together; what is only read for its weights notices those of the weights."""
     folder = tmp_path / "checkpoint"
     checkpoint.save(folder, example(dtype="float32"))
     random = np.random.default_rng(0)
     paths = sorted(folder.iterdir())
-    for k in range(200):
+    for k in range(100):
         path = paths[k % len(paths)]
         original = path.read_bytes()
         data = bytearray(original)
@@ -208,3 +209,11 @@ def test_a_reader_beside_a_writer_gets_one_step(tmp_path):
         stop.set()
         writer.join()
     assert not errors
+
+
+@pytest.mark.parametrize("content", ["{", '{"files": 1}', "[]"])
+def test_checksums_of_somebody_else_beside_weights_are_not_read(tmp_path, content):
+    saved = example(dtype="float32")
+    save_weights(tmp_path / "weights.npz", ModelWeights(saved.config.model, dict(saved.weights), "canonical"), "npz")
+    (tmp_path / "checksums.json").write_text(content)
+    assert load_weights(tmp_path / "weights.npz").config.hidden_dim == saved.config.model.hidden_dim

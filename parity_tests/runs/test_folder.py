@@ -163,7 +163,7 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     assert all(path.read_text() == "mine" for path in own)
     left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {name for name in left if not name.startswith("events.out")} == {
-        ".lock", "config.json", *(str(path.relative_to(run)) for path in own)
+        ".lock", ".lock.json", "config.json", *(str(path.relative_to(run)) for path in own)
     }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The checkpoints of a run: those that are kept, and what a damaged one costs."""
 
+import shutil
+
 import pytest
 from helpers import example
 
@@ -69,3 +71,26 @@ def test_going_on_from_a_step(tmp_path, capsys):
         read_resumable(tmp_path, 4)
     history.save(tmp_path, example(step=5), 3, is_best=False)
     assert steps(tmp_path) == ["step-000000003"]  # those of the course that was left are gone
+
+
+def test_a_resumed_run_keeps_what_it_kept(tmp_path):
+    assert history.kept_so_far(tmp_path) == 2
+    for step in range(1, 7):
+        history.save(tmp_path, example(step=step), 4, is_best=False)
+    assert history.kept_so_far(tmp_path) == 4
+    history.save(tmp_path, example(step=7), "best", is_best=True)
+    assert history.kept_so_far(tmp_path) == "best"
+
+
+def test_a_best_checkpoint_of_a_course_that_was_left_goes(tmp_path):
+    for step in (3, 6):
+        history.save(tmp_path, example(step=step), "best", is_best=True)
+    history.save(tmp_path, example(step=5), "best", is_best=False)  # after --resume-from 3
+    assert steps(tmp_path) == ["step-000000003"]
+
+
+def test_the_one_before_is_there_where_the_newest_was_deleted(tmp_path):
+    for step in (3, 6):
+        history.save(tmp_path, example(step=step), 2, is_best=False)
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert read_resumable(tmp_path).progress.step == 3

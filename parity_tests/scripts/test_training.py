@@ -57,6 +57,7 @@ def test_a_run_writes_everything_it_promises(script, tmp_path, framework):
         assert message in stdout, message
     assert {path.name for path in out.iterdir() if "tfevents" not in path.name} == {
         ".lock",
+        ".lock.json",
         "checkpoints",
         "config.json",
         "metrics.jsonl",

@@ -140,6 +140,11 @@ def test_a_complete_run_says_so_and_writes_a_summary_that_is_missing(framework, 
     again = json.loads((path / "summary.json").read_text())
     same = ("steps", "epochs", "test_accuracy", "test_loss", "train_seconds", "frameworks")
     assert [again[name] for name in same] == [summary[name] for name in same]
+    for name in ("summary.json", "metrics.jsonl", "step_losses.npy"):
+        (path / name).unlink()
+    assert resume(framework, config, dataset, path)[1] == 0  # the figures are those of the logits
+    again = json.loads((path / "summary.json").read_text())
+    assert [again[name] for name in same] == [summary[name] for name in same]
 
 
 def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(framework, config, dataset, tmp_path, monkeypatch):
